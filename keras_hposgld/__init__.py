@@ -1,0 +1,34 @@
+"""Learn hyperparameters by gradient while a Keras model trains."""
+
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "`keras_hposgld` needs the TensorFlow backend of Keras. "
+        f"Received: {keras.backend.backend()!r}. Set the environment variable "
+        "KERAS_BACKEND=tensorflow before Keras is imported."
+    )
+
+from keras_hposgld import estimators  # noqa: E402
+from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
+from keras_hposgld.estimators import Estimate  # noqa: E402
+from keras_hposgld.estimators import hypergradient  # noqa: E402
+from keras_hposgld.hyperparameters import regularizers  # noqa: E402
+from keras_hposgld.hyperparameters.hyperparameter import (  # noqa: E402
+    find_hyperparameters,
+)
+from keras_hposgld.problem import BilevelProblem  # noqa: E402
+from keras_hposgld.sgld import SGLD  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BilevelModel",
+    "BilevelProblem",
+    "Estimate",
+    "SGLD",
+    "estimators",
+    "find_hyperparameters",
+    "hypergradient",
+    "regularizers",
+]

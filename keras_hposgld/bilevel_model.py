@@ -1,0 +1,455 @@
+"""A Keras model that learns its hyperparameters while it trains.
+
+`train_step` is one outer iteration: a chain of inner steps that moves the
+weights and estimates the hypergradient, then one step of the optimizer of the
+hyperparameters. Everything around it is Keras's own `fit`.
+"""
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld import adapter
+from keras_hposgld import estimators
+from keras_hposgld import export
+from keras_hposgld import levels
+from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.outer_iteration import run_outer_iteration
+from keras_hposgld.safeguards import StopOnNonFinite
+from keras_hposgld.safeguards import UpdateGuard
+from keras_hposgld.sgld import SGLD
+from keras_hposgld.starting_weights import StartingWeights
+
+STARTS = ("continue", "initial")
+
+
+@keras.saving.register_keras_serializable(package="keras_hposgld")
+class BilevelModel(keras.Model):
+    """Wraps a Keras model so that `fit` learns its hyperparameters too.
+
+    The progress bar counts outer iterations; each takes a chain of
+    `hypergradient.num_steps` inner steps. An epoch is as many outer iterations
+    as one pass over the training data by the inner steps takes, rounded up.
+
+    Args:
+        model: `keras.Model` with learnable hyperparameters, such as
+            `LearnableL2` as `kernel_regularizer`.
+        regularizer: A learnable regularizer to attach to every kernel of a
+            model that was made without one: each gets strengths of its own.
+            Defaults to `None`.
+        seed: Integer: the order of the examples. `None`, the default, draws
+            one from Python's generator, which `keras.utils.set_random_seed`
+            fixes.
+        name: String.
+
+    Raises:
+        TypeError: If `model` is no `keras.Model`.
+
+    Example:
+
+    ```python
+    import keras
+    import keras_hposgld as hs
+    import numpy as np
+
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(
+                1, kernel_regularizer=hs.regularizers.LearnableL2(1e-2)
+            ),
+        ]
+    )
+    learner = hs.BilevelModel(model)
+    learner.compile(optimizer=hs.SGLD(0.05), loss="mse")
+    x, y = np.random.normal(size=(64, 5)), np.random.normal(size=(64, 1))
+    history = learner.fit(
+        x[:40], y[:40], outer_data=(x[40:], y[40:]), batch_size=8, verbose=0
+    )
+    print(history.history["outer_loss"], learner.hyperparameter_values())
+    ```
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        regularizer=None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                "`model` must be a `keras.Model`. "
+                f"Received: model={model!r} of type {type(model).__name__}."
+            )
+        self.model = model
+        self.regularizer = regularizer
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self.starting_weights = StartingWeights()
+        self.guard = UpdateGuard()
+        self.outer_iterations = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int64",
+            trainable=False,
+            name="outer_iterations",
+        )
+        self._outer_loss_tracker = keras.metrics.Mean(name="outer_loss")
+        self._norm_tracker = keras.metrics.Mean(name="hypergradient_norm")
+        self._skip_tracker = keras.metrics.Sum(name="skipped_updates")
+        if model.built:
+            self.built = True
+            self.find_hyperparameters()
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def build(self, input_shape=None):
+        if not self.model.built:
+            self.model.build(input_shape)
+
+    def find_hyperparameters(self) -> list:
+        """The objects that own the hyperparameters of the built model."""
+        if self.regularizer is not None:
+            for weight in self.model.trainable_variables:
+                if len(weight.shape) > 1 and weight.regularizer is None:
+                    self.regularizer.attach(weight)
+        return find_hyperparameters(self.model)
+
+    @property
+    def hyperparameters(self) -> list[keras.Variable]:
+        """The unconstrained variables, in the order of the weights."""
+        return [
+            variable
+            for owner in self.find_hyperparameters()
+            for variable in owner.hyperparameter_variables
+        ]
+
+    def hyperparameter_values(self) -> dict[str, np.ndarray]:
+        """The constrained values: `{path: NumPy array}`."""
+        return {
+            path: value.numpy()
+            for owner in self.find_hyperparameters()
+            for path, value in owner.hyperparameter_values().items()
+        }
+
+    def compile(
+        self,
+        optimizer: SGLD,
+        loss: Any = None,
+        metrics: Any = None,
+        hypergradient: Any = "hpo_sgld",
+        hyper_optimizer: Any = None,
+        outer_loss: Any = None,
+        start: str = "continue",
+        layer_state: str = "carried",
+        max_skipped_updates: int = 10,
+        **keras_arguments,
+    ):
+        """Configures both levels.
+
+        Args:
+            optimizer: `SGLD`, the sampler of the inner chain.
+            loss: The inner loss, as in Keras.
+            metrics: As in Keras; they follow the inner steps in `fit`.
+            hypergradient: An estimator or its alias. Defaults to
+                `"hpo_sgld"`.
+            hyper_optimizer: Keras optimizer of the hyperparameters. Defaults
+                to `keras.optimizers.Adam(0.05)`.
+            outer_loss: What the hyperparameters are to lower: a Keras loss.
+                `None` (default): `loss` without the regularization.
+            start: Where a chain starts. `"continue"` (default): where the one
+                before it ended. `"initial"`: at the weights of the first fit.
+            layer_state: `"carried"` (default) or `"frozen"`: what becomes of
+                the state of layers such as BatchNormalization and Dropout,
+                see `keras_hposgld.adapter`.
+            max_skipped_updates: Integer. An outer iteration in which a number
+                is not finite changes neither weights nor hyperparameters;
+                after so many in a row `fit` stops with an error. Defaults to
+                `10`.
+            **keras_arguments: `loss_weights`, `weighted_metrics`,
+                `run_eagerly`, `jit_compile` (`"auto"` is off on CPU), as in
+                Keras.
+
+        Raises:
+            TypeError: If `optimizer` is no `SGLD`.
+            ValueError: If an argument is unknown or out of range, if a built
+                model has no hyperparameters, or if the learning rate is too
+                large for the bound of the strengths.
+        """
+        if not isinstance(optimizer, SGLD):
+            raise TypeError(
+                "`optimizer` must be a `keras_hposgld.SGLD`. "
+                f"Received: optimizer={optimizer!r}. Its step is what the "
+                "hypergradient is derived from; `SGLD(learning_rate)` alone "
+                "is plain gradient descent."
+            )
+        for argument, value, known in (
+            ("start", start, STARTS),
+            ("layer_state", layer_state, adapter.LAYER_STATES),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"`{argument}` must be one of {known}. "
+                    f"Received: {argument}={value!r}."
+                )
+        self.guard.max_skipped_updates = estimators.check_count(
+            "max_skipped_updates", max_skipped_updates, 1
+        )
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            metrics=metrics,
+            auto_scale_loss=False,
+            **keras_arguments,
+        )
+        self.hypergradient = estimators.get(hypergradient)
+        self.hyper_optimizer = keras.optimizers.get(
+            hyper_optimizer or keras.optimizers.Adam(0.05)
+        )
+        self.outer_loss = outer_loss
+        self.start = start
+        self.layer_state = layer_state
+        if self.built:
+            self._prepare()
+
+    def _prepare(self):
+        """Checks the hyperparameters and builds what depends on them."""
+        owners = self.find_hyperparameters()
+        if not owners:
+            raise ValueError(
+                "The model has no hyperparameters to learn. Received: a model "
+                "without learnable regularizers on trainable weights. Put "
+                "`kernel_regularizer=keras_hposgld.regularizers.LearnableL2()`"
+                " into its layers, or pass `regularizer=` to `BilevelModel`."
+            )
+        learning_rate = self.optimizer.learning_rate_at(
+            self.optimizer.iterations, "float64"
+        )
+        for owner in owners:
+            owner.check_learning_rate(float(learning_rate))
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        if not self.hyper_optimizer.built:
+            self.hyper_optimizer.build(self.hyperparameters)
+        if self.start == "initial":
+            self.starting_weights.build_for(self.trainable_variables)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        *,
+        outer_data=None,
+        outer_split: float = 0.0,
+        outer_batch_size: int | None = None,
+        validation_split: float = 0.0,
+        validation_data=None,
+        validation_batch_size: int | None = None,
+        shuffle: bool = True,
+        class_weight: dict | None = None,
+        sample_weight=None,
+        steps_per_epoch: int | None = None,
+        callbacks=None,
+        **keras_arguments,
+    ) -> keras.callbacks.History:
+        """Trains the weights and learns the hyperparameters.
+
+        Arguments that are not named here are those of `keras.Model.fit`.
+
+        Args:
+            x: Inputs of the inner level, or a `tf.data.Dataset` of batches.
+            outer_data: `(x, y)`, `(x, y, sample_weight)` or a
+                `tf.data.Dataset` of batches: the outer level.
+            outer_split: Float: the share of the training arrays, taken from
+                their end, that becomes the outer level instead.
+            outer_batch_size: Integer, defaults to `batch_size`.
+            class_weight: Applies to the inner level, for arrays.
+            sample_weight: Applies to the inner level.
+            steps_per_epoch: Outer iterations in an epoch.
+            **keras_arguments: `verbose`, `initial_epoch`, `validation_steps`,
+                `validation_freq`.
+
+        Returns:
+            `keras.callbacks.History` with `"loss"` (inner, regularization
+            included, mean over the inner steps), `"outer_loss"`,
+            `"hypergradient_norm"`, `"skipped_updates"` and the metrics, and
+            their validation values, `"val_outer_loss"` among them.
+
+        Raises:
+            ValueError: If outer data are missing, given twice, empty, or of
+                another structure than the training data.
+            RuntimeError: If `compile` was not called, or if
+                `max_skipped_updates` updates in a row were skipped because a
+                number was not finite. Weights and hyperparameters are then
+                those before the first of them.
+        """
+        if not self.compiled:
+            raise RuntimeError(
+                "`compile(...)` must be called before `fit(...)`."
+            )
+        inner, outer, validation_data = levels.from_fit_arguments(
+            (x, y, sample_weight),
+            class_weight=class_weight,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            outer_data=outer_data,
+            outer_split=outer_split,
+            batch_size=batch_size,
+            outer_batch_size=outer_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+        )
+        adapter.build_on(self, inner.first_batch())
+        self._prepare()
+        finished = int(self.outer_iterations)
+        if self.start == "initial" and finished == 0:
+            self.starting_weights.remember(self.trainable_variables)
+        num_steps = self.hypergradient.num_steps
+        return super().fit(
+            levels.chains(inner, outer, num_steps, finished),
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch
+            or levels.chains_per_pass(inner, num_steps),
+            validation_data=validation_data,
+            validation_batch_size=validation_batch_size or batch_size,
+            shuffle=False,  # done already
+            callbacks=StopOnNonFinite.added_to(callbacks),
+            **keras_arguments,
+        )
+
+    def train_step(self, data):
+        """One outer iteration, on the stacked batches of one chain."""
+        problem = adapter.KerasProblem(
+            self,
+            self.hyperparameters,
+            adapter.layer_variables(self.model),
+            self._outer_loss(),
+            self.layer_state,
+        )
+        continues = self.start == "continue"
+        estimate, skipped = run_outer_iteration(
+            problem,
+            *data,
+            start=problem.weights
+            if continues
+            else self.starting_weights.values,
+            estimator=self.hypergradient,
+            sampler=self.optimizer,
+            hyper_optimizer=self.hyper_optimizer,
+            guard=self.guard,
+        )
+        self.outer_iterations.assign_add(1)
+        self._outer_loss_tracker.update_state(estimate.outer_loss)
+        self._norm_tracker.update_state(
+            tf.linalg.global_norm(estimate.hypergradient)
+        )
+        self._skip_tracker.update_state(skipped)
+        return self.get_metrics_result()
+
+    def test_step(self, data):
+        """As in Keras, with the outer loss beside the (regularized) loss."""
+        logs = super().test_step(data)
+        for tracker in (self._norm_tracker, self._skip_tracker):
+            del logs[tracker.name]
+        return logs
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """As in Keras; out of training the outer loss is tracked, too."""
+        if not training:
+            self._outer_loss_tracker.update_state(
+                self._outer_loss()(y, y_pred, sample_weight),
+                sample_weight=tf.shape(tf.nest.flatten(x)[0])[0],
+            )
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def _outer_loss(self):
+        if self.outer_loss is None:
+            return adapter.unregularized_loss(self)
+        return adapter.loss_function(self.outer_loss)
+
+    def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
+        """As in Keras; with `return_dict=True` also the `"outer_loss"`.
+
+        `"loss"` includes the regularization, as it does in Keras. The outer
+        loss does not, and is the one to compare runs by.
+        """
+        logs = super().evaluate(x, y, return_dict=True, **arguments)
+        if return_dict:
+            return logs
+        order = self.get_metrics_result()
+        values = [logs[k] for k in order if k in logs and k != "outer_loss"]
+        return values[0] if len(values) == 1 else values
+
+    def export(self) -> keras.Model:
+        """A plain Keras model with the weights and strengths as they are.
+
+        Returns:
+            `keras.Model` with constant regularizers that predicts the same
+            and loads where `keras_hposgld` is not installed.
+        """
+        return export.export_model(self.model)
+
+    def refit(
+        self, x=None, y=None, *, optimizer=None, **fit_arguments
+    ) -> keras.callbacks.History:
+        """Trains fresh weights with the learned hyperparameters held fixed.
+
+        What a search does with the best constants that it found: use all the
+        data, the outer ones too. The weights of this model are replaced by the
+        result; the hyperparameters stay.
+
+        Args:
+            x: As in `keras.Model.fit`.
+            y: Likewise.
+            optimizer: Keras optimizer of the weights. `None` (default): the
+                sampler that the model was compiled with, from its start.
+            **fit_arguments: Passed to the plain `keras.Model.fit`.
+
+        Returns:
+            `keras.callbacks.History` of the plain training.
+        """
+        return export.refit(self, optimizer, x, y, **fit_arguments)
+
+    def get_config(self) -> dict:
+        return {
+            "model": keras.saving.serialize_keras_object(self.model),
+            "regularizer": keras.saving.serialize_keras_object(
+                self.regularizer
+            ),
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects=None) -> "BilevelModel":
+        config = dict(config)
+        for key in ("model", "regularizer"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+    def get_compile_config(self) -> dict:
+        own = {
+            "hypergradient": self.hypergradient,
+            "hyper_optimizer": self.hyper_optimizer,
+            "outer_loss": self.outer_loss,
+            "start": self.start,
+            "layer_state": self.layer_state,
+            "max_skipped_updates": self.guard.max_skipped_updates,
+        }
+        return super().get_compile_config() | (
+            keras.saving.serialize_keras_object(own)
+        )
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))

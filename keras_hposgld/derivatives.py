@@ -1,0 +1,130 @@
+"""First and second derivatives of the two objectives.
+
+The one home of gradient tapes. All functions take and return flat lists of
+tensors; a derivative is dense (a gather's sparse gradient is expanded) and has
+the dtype of what it is taken with respect to.
+
+Two conventions keep a step of the chain at two gradient passes:
+
+* a second derivative is never formed, only multiplied by a vector from the
+  left: `vector . d2 L / d params d hyperparameters`;
+* the tape around an inner gradient watches only what will be asked of it, so
+  that with learned regularizers it records nothing but the regularization.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class LinearizedGradient(NamedTuple):
+    """The gradient of an objective at one point, ready to be differentiated.
+
+    Attributes:
+        value: Scalar tensor, the objective.
+        carry: What the objective handed on beside its value.
+        gradient: List of tensors shaped like the params.
+        pullback: Function from a list of tensors shaped like the params to
+            `vector . d gradient / d source`, a list with one tensor (or
+            `None`, where the gradient does not depend on it) a source.
+    """
+
+    value: tf.Tensor
+    carry: Any
+    gradient: list
+    pullback: Callable
+
+
+def linearize_gradient(
+    objective: Callable,
+    params: list,
+    sources: list,
+    transform: Callable = lambda gradient: gradient,
+) -> LinearizedGradient:
+    """Differentiates an objective so that its gradient can be again.
+
+    Args:
+        objective: Function `(params)` to `(scalar, carry)`.
+        params: List of tensors: where and with respect to what the gradient
+            is taken.
+        sources: List of tensors which the pullback differentiates the
+            gradient by: hyperparameters that `objective` closes over, some
+            of the params, or both.
+        transform: Function applied to the gradient before it is used, such
+            as clipping; the pullback goes through it.
+    """
+    with tf.GradientTape(
+        persistent=True, watch_accessed_variables=False
+    ) as second_tape:
+        second_tape.watch(sources)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(params)
+            value, carry = objective(params)
+        gradient = _dense(
+            tape.gradient(
+                value, params, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+        )
+        gradient = transform(gradient)
+
+    def pullback(vector):
+        return _dense(
+            second_tape.gradient(gradient, sources, output_gradients=vector)
+        )
+
+    return LinearizedGradient(value, carry, gradient, pullback)
+
+
+def value_and_gradients(
+    objective: Callable, hyperparameters: list, params: list
+) -> tuple:
+    """Evaluates an objective with its derivatives by both arguments.
+
+    Args:
+        objective: Function `(params)` to a scalar that closes over
+            `hyperparameters`.
+        hyperparameters: List of tensors.
+        params: List of tensors.
+
+    Returns:
+        The scalar; the derivatives by the hyperparameters, `None` where there
+        is no dependence; the derivatives by the params, zero where there is
+        none.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(hyperparameters)
+        tape.watch(params)
+        value = objective(params)
+    by_hyperparameters, by_params = tape.gradient(
+        value, [list(hyperparameters), list(params)]
+    )
+    by_params = [
+        tf.zeros_like(param) if gradient is None else gradient
+        for param, gradient in zip(params, by_params, strict=True)
+    ]
+    return value, _dense(by_hyperparameters), _dense(by_params)
+
+
+def vector_jacobian_product(
+    function: Callable, inputs: list, vector: list
+) -> list:
+    """`vector . d function / d inputs`, `None` where there is no dependence.
+
+    Args:
+        function: Function from a list of tensors to a list of tensors.
+        inputs: List of tensors.
+        vector: List of tensors shaped like the output of `function`.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(inputs)
+        outputs = function(inputs)
+    return _dense(tape.gradient(outputs, inputs, output_gradients=vector))
+
+
+def _dense(gradients):
+    return [
+        None if gradient is None else tf.convert_to_tensor(gradient)
+        for gradient in gradients
+    ]

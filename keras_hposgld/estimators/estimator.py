@@ -1,0 +1,164 @@
+"""What every hypergradient estimator is: three pure functions of a chain.
+
+`init` makes the state of a chain, `step` advances it by one inner step,
+`finish` reads the hypergradient off it. An estimator knows neither the loop
+that runs it (`driver.py`) nor Keras models, and all that it handles are flat
+lists of tensors. To add one, write a module with a subclass of
+`HypergradientEstimator` that is registered with `@register("alias")`, and
+import it in `estimators/__init__.py`.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld.problem import BilevelProblem
+from keras_hposgld.sgld import SGLD
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns.
+
+    Attributes:
+        hypergradient: Structure of tensors like the hyperparameters, the
+            estimate of the derivative of the expected outer objective.
+        params: Structure of tensors, where the chain ended.
+        inner_loss: Scalar, mean of the inner objective over the samples,
+            each evaluated where the step to the sample began.
+        outer_loss: Scalar, mean of the outer objective over the samples.
+        carry: What the inner objective carried, after the last step.
+    """
+
+    hypergradient: Any
+    params: Any
+    inner_loss: tf.Tensor
+    outer_loss: tf.Tensor
+    carry: Any = None
+
+
+class Chain(NamedTuple):
+    """What stays fixed while a chain runs.
+
+    Attributes:
+        problem: `BilevelProblem` over flat lists.
+        hyperparameters: List of tensors.
+        sampler: `SGLD`.
+        first_step: Integer, or integer tensor: the number of steps that the
+            sampler took before this chain. Schedules and noise go on from it.
+        seed: Integer tensor of shape `(2,)`.
+    """
+
+    problem: BilevelProblem
+    hyperparameters: list
+    sampler: SGLD
+    first_step: Any
+    seed: tf.Tensor
+
+    def move(self, params: list, gradients: list, index) -> list:
+        """The params after inner step number `index` of the chain."""
+        step = self.first_step + index
+        return self.sampler.move(params, gradients, step, self.seed)
+
+    def learning_rate(self, index, dtype) -> tf.Tensor:
+        """The learning rate of inner step number `index` of the chain."""
+        return self.sampler.learning_rate_at(self.first_step + index, dtype)
+
+
+class HypergradientEstimator(abc.ABC):
+    """The contract of an estimator. `num_steps` is its chain's length."""
+
+    num_steps: int
+
+    @abc.abstractmethod
+    def init(self, chain: Chain, params: list) -> NamedTuple:
+        """The state before the first step, from the starting params."""
+
+    @abc.abstractmethod
+    def step(
+        self, chain: Chain, state, index, inner_batch, outer_batch
+    ) -> NamedTuple:
+        """The state after inner step number `index`, counted from 0."""
+
+    @abc.abstractmethod
+    def finish(self, chain: Chain, state) -> Estimate:
+        """The estimate, from the state after `num_steps` steps."""
+
+    @abc.abstractmethod
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+
+    @classmethod
+    def from_config(cls, config: dict) -> "HypergradientEstimator":
+        return cls(**config)
+
+    def __repr__(self):
+        arguments = (f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+_ALIASES: dict[str, type] = {}
+
+
+def register(alias: str) -> Callable[[type], type]:
+    """Makes an estimator known to `get` and to Keras's serialization."""
+
+    def decorate(cls):
+        _ALIASES[alias] = cls
+        return keras.saving.register_keras_serializable("keras_hposgld")(cls)
+
+    return decorate
+
+
+def get(identifier) -> HypergradientEstimator:
+    """Returns an estimator, from an instance, an alias or a config.
+
+    Args:
+        identifier: `HypergradientEstimator`, a string such as `"hpo_sgld"`
+            (the estimator with its defaults), or what `serialize` returned.
+
+    Raises:
+        ValueError: If the string is no known alias.
+        TypeError: If `identifier` is something else.
+    """
+    if isinstance(identifier, HypergradientEstimator):
+        return identifier
+    if isinstance(identifier, str):
+        if identifier not in _ALIASES:
+            raise ValueError(
+                f"Unknown estimator. Received: {identifier!r}. "
+                f"Known aliases: {sorted(_ALIASES)}."
+            )
+        return _ALIASES[identifier]()
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    raise TypeError(
+        "An estimator is a `HypergradientEstimator`, an alias or a config. "
+        f"Received: {identifier!r} of type {type(identifier).__name__}."
+    )
+
+
+def serialize(estimator: HypergradientEstimator) -> dict:
+    """Returns a JSON-able dictionary from which `deserialize` rebuilds."""
+    return keras.saving.serialize_keras_object(estimator)
+
+
+def deserialize(config: dict) -> HypergradientEstimator:
+    """Rebuilds an estimator from what `serialize` returned."""
+    return keras.saving.deserialize_keras_object(config)
+
+
+def check_count(name: str, value, minimum: int) -> int:
+    """Checks an integer argument of an estimator and returns it."""
+    if isinstance(value, bool) or value != value or int(value) != value:
+        raise ValueError(
+            f"`{name}` must be an integer. Received: {name}={value!r}."
+        )
+    if value < minimum:
+        raise ValueError(
+            f"`{name}` must be at least {minimum}. Received: {name}={value}."
+        )
+    return int(value)

@@ -1,0 +1,198 @@
+"""HPO-SGLD: the paper's estimator, equation by equation.
+
+With the inner objective L_T, the outer objective f, the inner weights theta,
+the hyperparameters lambda, D0 = d theta^0 / d lambda, B burn-in steps and M
+samples, the paper's Algorithm 1 starts from g_0 = df/dtheta(theta^0) . D0 and
+h = 0, and repeats for m = 1, ..., B + M:
+
+    (24)  theta^m = SGLD step from theta^{m-1} along the gradient of L_T
+    (22)  g_m = g_{m-1}
+              + (theta^m - theta^{m-1}) . d2f/dtheta2(theta^{m-1}) . D0
+              - alpha v_m . (d2L_T/dtheta dlambda(theta^{m-1})
+                             + d2L_T/dtheta2(theta^{m-1}) . D0),
+          where v_m = df/dtheta(theta^m)
+    (25)  h <- h + (df/dlambda(theta^m) + g_m) / M, for m > B.
+
+(alpha is the paper's epsilon / 2, once the temperature is out of log p.) As D0
+is the same all along the chain, g_m is kept in two parts, `g` in the space of
+lambda and `u` in the space of theta, with g_m = g + u . D0; D0 is met once, at
+the end. Without `initial_params` D0 is zero, and there is no `u`.
+"""
+
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_hposgld.derivatives import linearize_gradient
+from keras_hposgld.derivatives import value_and_gradients
+from keras_hposgld.derivatives import vector_jacobian_product
+from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.estimator import Estimate
+from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.estimator import check_count
+from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.lists import plus
+from keras_hposgld.estimators.lists import plus_scaled
+from keras_hposgld.estimators.lists import zeros_like
+
+CURVATURES = ("paper", "telescoped")
+
+
+class HPOSGLDState(NamedTuple):
+    """What the next step needs. Sums run over the samples, m > B."""
+
+    params: list  # theta^m
+    carry: Any
+    g: list
+    u: list
+    h: list  # sum of df/dlambda + g
+    u_sum: list
+    losses: list  # sums of L_T and f
+
+
+@register("hpo_sgld")
+class HPOSGLD(HypergradientEstimator):
+    """The paper's forward recursion over an SGLD chain.
+
+    An inner step costs a gradient of the inner objective, a gradient of the
+    outer objective and a product with the mixed second derivative, which for
+    learned regularizers is elementwise. Memory does not grow with the chain.
+
+    The recursion leaves out the decay of the inner dynamics, so over a long
+    chain the hypergradient grows with the chain's length. Where the outer
+    objective has no direct dependence on the hyperparameters (learned
+    regularizers), an adaptive optimizer of the hyperparameters absorbs that.
+
+    Args:
+        burn_in: Integer `>= 0`, the paper's B. Defaults to `10`.
+        num_samples: Integer `>= 1`, the paper's M. Defaults to `10`.
+        curvature: How the curvature of the outer objective enters where the
+            start of the chain depends on the hyperparameters. `"paper"`
+            (default): the Hessian-vector product of equation 22.
+            `"telescoped"`: the difference of gradients that it approximates,
+            `v_m - v_{m-1}`, which is cheaper and exact.
+
+    Raises:
+        ValueError: If a number is out of range or `curvature` is unknown.
+
+    Reference:
+        Kim and Hospedales, AAAI 2025, Algorithm 1 and equations 22 to 25.
+
+    Example:
+
+    ```python
+    import keras_hposgld as hs
+
+    estimator = hs.estimators.HPOSGLD(burn_in=5, num_samples=15)
+    assert estimator.num_steps == 20
+    ```
+    """
+
+    def __init__(
+        self,
+        burn_in: int = 10,
+        num_samples: int = 10,
+        curvature: str = "paper",
+    ):
+        self.burn_in = check_count("burn_in", burn_in, 0)
+        self.num_samples = check_count("num_samples", num_samples, 1)
+        if curvature not in CURVATURES:
+            raise ValueError(
+                f"`curvature` must be one of {CURVATURES}. "
+                f"Received: curvature={curvature!r}."
+            )
+        self.curvature = curvature
+        self.num_steps = self.burn_in + self.num_samples
+
+    def init(self, chain: Chain, params: list) -> HPOSGLDState:
+        moving_start = params if chain.problem.initial_params else []
+        return HPOSGLDState(
+            params=params,
+            carry=chain.problem.initial_carry,
+            g=zeros_like(chain.hyperparameters),
+            u=zeros_like(moving_start),
+            h=zeros_like(chain.hyperparameters),
+            u_sum=zeros_like(moving_start),
+            losses=[tf.zeros([], params[0].dtype)] * 2,
+        )
+
+    def step(
+        self, chain: Chain, state, index, inner_batch, outer_batch
+    ) -> HPOSGLDState:
+        problem, hypers = chain.problem, chain.hyperparameters
+        m, dtype = index + 1, state.params[0].dtype
+
+        def inner_objective(params):
+            return problem.inner(hypers, params, inner_batch, state.carry)
+
+        def outer_objective(params):
+            return problem.outer(hypers, params, outer_batch, inner.carry)
+
+        # (24): L_T's gradient at theta^{m-1}, ready for products with vectors.
+        sources = [*hypers, *state.params] if state.u else list(hypers)
+        inner = linearize_gradient(
+            inner_objective, state.params, sources, chain.sampler.clip
+        )
+        params = chain.move(state.params, inner.gradient, index)
+
+        # (22): what is in the space of lambda, then what will meet D0.
+        f, direct, v = value_and_gradients(outer_objective, hypers, params)
+        products = inner.pullback(v)
+        mixed, hessian = products[: len(hypers)], products[len(hypers) :]
+        alpha = chain.learning_rate(index, dtype)
+        g = plus_scaled(state.g, -alpha, mixed)
+        u = plus_scaled(state.u, -alpha, hessian)
+        if u and self.curvature == "paper":
+            change = self._change_of_v(outer_objective, state, params, m)
+            u = u_m = plus(u, change)
+        else:
+            # v_0 + (v_1 - v_0) + ... + (v_m - v_{m-1}) = v_m
+            u_m = plus(u, v) if u else u
+
+        # (25), the division by M left to the end.
+        sampled = tf.cast(m > self.burn_in, dtype)
+        return HPOSGLDState(
+            params=params,
+            carry=inner.carry,
+            g=g,
+            u=u,
+            h=plus_scaled(state.h, sampled, plus(g, direct)),
+            u_sum=plus_scaled(state.u_sum, sampled, u_m),
+            losses=plus_scaled(state.losses, sampled, [inner.value, f]),
+        )
+
+    def _change_of_v(self, outer_objective, state, params, m):
+        """`(theta^m - theta^{m-1}) . d2f/dtheta2`, and v_0 at the first m."""
+        outer = linearize_gradient(
+            lambda params: (outer_objective(params), None),
+            state.params,
+            state.params,
+        )
+        moved = plus_scaled(params, -1.0, state.params)
+        is_first = tf.cast(tf.equal(m, 1), params[0].dtype)
+        return plus_scaled(outer.pullback(moved), is_first, outer.gradient)
+
+    def finish(self, chain: Chain, state: HPOSGLDState) -> Estimate:
+        h = state.h
+        if state.u:
+            start = chain.problem.initial_params
+            through_start = vector_jacobian_product(
+                start, chain.hyperparameters, state.u_sum
+            )
+            h = plus(h, through_start)
+        inner_loss, outer_loss = state.losses
+        return Estimate(
+            hypergradient=[total / self.num_samples for total in h],
+            params=state.params,
+            inner_loss=inner_loss / self.num_samples,
+            outer_loss=outer_loss / self.num_samples,
+            carry=state.carry,
+        )
+
+    def get_config(self) -> dict:
+        return {
+            "burn_in": self.burn_in,
+            "num_samples": self.num_samples,
+            "curvature": self.curvature,
+        }

@@ -1,0 +1,1 @@
+"""Learnable hyperparameters: Keras objects that own unconstrained variables."""

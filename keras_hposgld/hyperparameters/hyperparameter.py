@@ -1,0 +1,71 @@
+"""What all learnable hyperparameters share, and how a model's are found.
+
+A hyperparameter is held as an *unconstrained* Keras variable that the
+optimizer of the hyperparameters moves, and used as a *constrained* value (a
+strength, a weight, a range). The variable is not trainable, so a plain
+`model.fit` leaves it alone and uses the value as a constant.
+"""
+
+import keras
+
+
+class Hyperparameter:
+    """Base of the Keras objects that own learnable hyperparameters."""
+
+    @property
+    def hyperparameter_variables(self) -> list[keras.Variable]:
+        """The unconstrained variables, in a fixed order."""
+        raise NotImplementedError
+
+    def hyperparameter_values(self) -> dict:
+        """The constrained values, a tensor for each variable, by path."""
+        raise NotImplementedError
+
+    def attach(self, weight: keras.Variable) -> None:
+        """Settles which weight is regularized. Nothing to do for others."""
+
+    def check_learning_rate(self, learning_rate: float) -> None:
+        """Refuses inner steps that the values may outgrow, if any can."""
+
+
+def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
+    """Finds the learnable hyperparameters of a built model.
+
+    A regularizer creates its variables here if it has not yet been used, so
+    this is also how to create them before `model.set_weights` or
+    `model.load_weights`.
+
+    Args:
+        model: A built `keras.Model`. Only its trainable weights count.
+
+    Returns:
+        List of the objects that own hyperparameters, in the order of the
+        model's weights, each once.
+
+    Example:
+
+    ```python
+    import keras
+    import keras_hposgld as hs
+
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(
+                2, kernel_regularizer=hs.regularizers.LearnableL2(1e-3)
+            ),
+        ]
+    )
+    (regularizer,) = hs.find_hyperparameters(model)
+    assert regularizer.hyperparameter_variables[0].shape == (4, 2)
+    ```
+    """
+    owners = {}
+    for weight in model.trainable_variables:
+        # Where a regularizer has been attached, Keras's attribute holds the
+        # penalty of that one weight, which knows its owner.
+        owner = getattr(weight.regularizer, "owner", weight.regularizer)
+        if isinstance(owner, Hyperparameter):
+            owner.attach(weight)
+            owners[id(owner)] = owner
+    return list(owners.values())

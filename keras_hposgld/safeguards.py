@@ -1,0 +1,98 @@
+"""What keeps numbers that are not finite away from the learned state."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+
+class UpdateGuard(keras.layers.Layer):
+    """Runs an update only if all that it rests on is finite.
+
+    It counts the updates that were skipped in a row, and remembers what was
+    the first quantity not to be finite in the last of them.
+
+    Attributes:
+        max_skipped_updates: Integer: so many in a row are too many.
+    """
+
+    def __init__(self):
+        super().__init__(name="update_guard", trainable=False)
+        self.max_skipped_updates = 10
+        self.names = []
+        self.skipped_in_a_row = self._counter("skipped_in_a_row")
+        self.first_not_finite = self._counter("first_not_finite")
+
+    def _counter(self, name):
+        return self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            trainable=False,
+            name=name,
+        )
+
+    def run_if_finite(
+        self, update: Callable, quantities: list[tuple[str, tf.Tensor]]
+    ) -> tf.Tensor:
+        """Calls `update()` if every entry of every tensor is finite.
+
+        Args:
+            update: Function without arguments that assigns variables.
+            quantities: Pairs of a name and a tensor, causes before effects.
+
+        Returns:
+            Scalar float tensor: 1 if the update was skipped, else 0.
+        """
+        self.names = [name for name, _ in quantities]
+        finite = tf.stack(
+            [
+                tf.reduce_all(tf.math.is_finite(tensor))
+                for _, tensor in quantities
+            ]
+        )
+        all_finite = tf.reduce_all(finite)
+
+        def run():
+            update()
+            self.skipped_in_a_row.assign(0)
+
+        def skip():
+            self.skipped_in_a_row.assign_add(1)
+            self.first_not_finite.assign(
+                tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
+            )
+
+        tf.cond(all_finite, run, skip)
+        return 1.0 - tf.cast(all_finite, tf.float32)
+
+    def raise_if_too_many(self) -> None:
+        """Raises once `max_skipped_updates` in a row were skipped."""
+        skipped = int(self.skipped_in_a_row)
+        if skipped < self.max_skipped_updates:
+            return
+        name = self.names[int(self.first_not_finite)]
+        self.skipped_in_a_row.assign(0)
+        raise RuntimeError(
+            f"`max_skipped_updates` was reached: {skipped} outer iterations "
+            "in a row gave a number that is not finite. Received: first in "
+            f"{name}. Weights and hyperparameters are still those before the "
+            "first of them. Lower the learning rate of the sampler, bound the "
+            "hyperparameters or clip the gradients (`SGLD(clipnorm=...)`), "
+            "and look for a division or logarithm in that quantity."
+        )
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Ends `BilevelModel.fit` with an error when its guard has had enough."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.guard.raise_if_too_many()
+
+    @classmethod
+    def added_to(cls, callbacks):
+        """The callbacks that a user passed to `fit`, and this one."""
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(cls())
+            return callbacks
+        return [*keras.tree.flatten(callbacks or []), cls()]
