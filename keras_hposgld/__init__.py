@@ -14,9 +14,7 @@ from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
 from keras_hposgld.estimators import Estimate  # noqa: E402
 from keras_hposgld.estimators import hypergradient  # noqa: E402
 from keras_hposgld.hyperparameters import regularizers  # noqa: E402
-from keras_hposgld.hyperparameters.hyperparameter import (  # noqa: E402
-    find_hyperparameters,
-)
+from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters  # noqa: E402
 from keras_hposgld.problem import BilevelProblem  # noqa: E402
 from keras_hposgld.sgld import SGLD  # noqa: E402
 

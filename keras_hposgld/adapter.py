@@ -157,7 +157,7 @@ class _MeanLoss(keras.losses.Loss):
     """Averages a function of `(y, y_pred)` over the batch."""
 
     def __init__(self, function):
-        super().__init__()
+        super().__init__(name="mean_loss")
         self.function = function
 
     def call(self, y_true, y_pred):

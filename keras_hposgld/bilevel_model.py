@@ -20,6 +20,7 @@ from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.outer_iteration import run_outer_iteration
 from keras_hposgld.safeguards import StopOnNonFinite
 from keras_hposgld.safeguards import UpdateGuard
+from keras_hposgld.saved_learner import SavedLearner
 from keras_hposgld.sgld import SGLD
 from keras_hposgld.starting_weights import StartingWeights
 
@@ -27,7 +28,7 @@ STARTS = ("continue", "initial")
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
-class BilevelModel(keras.Model):
+class BilevelModel(SavedLearner):
     """Wraps a Keras model so that `fit` learns its hyperparameters too.
 
     The progress bar counts outer iterations; each takes a chain of
@@ -390,11 +391,14 @@ class BilevelModel(keras.Model):
         return values[0] if len(values) == 1 else values
 
     def export(self) -> keras.Model:
-        """A plain Keras model with the weights and strengths as they are.
+        """A plain Keras model, which loads without `keras_hposgld`.
 
         Returns:
-            `keras.Model` with constant regularizers that predicts the same
-            and loads where `keras_hposgld` is not installed.
+            `keras.Model` with the same weights, predictions and losses. Its
+            regularizers are Keras's own, which take one number: the learned
+            strength where there is one per tensor, else the number that gives
+            the same penalty now. Train on under the learned strengths with
+            `refit` or with the wrapped model.
         """
         return export.export_model(self.model)
 
@@ -418,38 +422,3 @@ class BilevelModel(keras.Model):
             `keras.callbacks.History` of the plain training.
         """
         return export.refit(self, optimizer, x, y, **fit_arguments)
-
-    def get_config(self) -> dict:
-        return {
-            "model": keras.saving.serialize_keras_object(self.model),
-            "regularizer": keras.saving.serialize_keras_object(
-                self.regularizer
-            ),
-            "seed": self.seed,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> "BilevelModel":
-        config = dict(config)
-        for key in ("model", "regularizer"):
-            config[key] = keras.saving.deserialize_keras_object(
-                config[key], custom_objects=custom_objects
-            )
-        return cls(**config)
-
-    def get_compile_config(self) -> dict:
-        own = {
-            "hypergradient": self.hypergradient,
-            "hyper_optimizer": self.hyper_optimizer,
-            "outer_loss": self.outer_loss,
-            "start": self.start,
-            "layer_state": self.layer_state,
-            "max_skipped_updates": self.guard.max_skipped_updates,
-        }
-        return super().get_compile_config() | (
-            keras.saving.serialize_keras_object(own)
-        )
-
-    def compile_from_config(self, config: dict) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))

@@ -64,7 +64,9 @@ def linearize_gradient(
             value, carry = objective(params)
         gradient = _dense(
             tape.gradient(
-                value, params, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                value,
+                params,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
         )
         gradient = transform(gradient)

@@ -1,60 +1,46 @@
-"""Plain Keras models made from learned ones.
+"""Plain Keras models made from learned ones."""
 
-A learned strength per weight fits none of Keras's regularizers, which take one
-number. But Keras accepts any callable layer as a regularizer, a small Keras
-model among them: built from Keras's own layers, it holds the strengths as
-weights that are not trained, and loads where this package is not installed.
-"""
-
-import math
 import warnings
 
 import keras
+import numpy as np
 
-from keras_hposgld.hyperparameters.regularizers import LearnableRegularizer
-from keras_hposgld.hyperparameters.regularizers import WeightPenalty
+from keras_hposgld.hyperparameters.weight_penalty import WeightPenalty
 
 
 def export_model(model: keras.Model) -> keras.Model:
-    """Copies a model with its learned regularizers made constant.
+    """Copies a model with Keras's own regularizers in place of learned ones.
+
+    Keras's regularizers take one number. A learned strength per tensor is that
+    number. Finer strengths are replaced by the number with which the penalty
+    of the weight, as it is now, stays the same.
 
     Args:
         model: Built Sequential or Functional `keras.Model`, or a subclass with
             `get_config`.
 
     Returns:
-        `keras.Model` of the same weights, predictions and regularization.
+        `keras.Model` with the same weights, predictions and losses.
     """
-    constants = []
 
     def plain(layer):
         config = layer.get_config()
-        for key, penalties in _regularizer_entries(layer, config).items():
-            if len(penalties) > 1:
-                warnings.warn(
-                    f"The exported layer {layer.name!r} has no regularizer "
-                    f"in place of {key!r}: Keras gives one object to "
-                    f"{len(penalties)} weights of it, and a constant one "
-                    "cannot tell them apart.",
-                    stacklevel=2,
-                )
-                config[key] = None
-                continue
-            config[key] = constant_regularizer(penalties[0])
-            if isinstance(config[key], keras.Model):
-                constants.append(config[key])
+        if isinstance(layer, keras.layers.Layer):
+            for key, penalties in _regularizer_entries(layer, config).items():
+                config[key] = _constant_regularizer(layer, penalties)
         return type(layer).from_config(config)
 
     exported = clone(model, plain)
-    added = {id(w) for constant in constants for w in constant.weights}
-    copy_weights(model.weights, exported.weights, added)
+    copy_weights(model.weights, exported.weights)
     return exported
 
 
 def clone(model: keras.Model, function=None) -> keras.Model:
     """`keras.models.clone_model`, for subclassed models as well."""
     if isinstance(model, keras.Sequential) or hasattr(model, "operations"):
-        return keras.models.clone_model(model, clone_function=function)
+        return keras.models.clone_model(
+            model, clone_function=function, recursive=function is not None
+        )
     if function is None:
         copy = type(model).from_config(model.get_config())
     else:
@@ -63,8 +49,8 @@ def clone(model: keras.Model, function=None) -> keras.Model:
     return copy
 
 
-def copy_weights(source: list, target: list, added=frozenset()) -> None:
-    """Assigns weights pairwise; hyperparameters and `added` ids left out."""
+def copy_weights(source: list, target: list) -> None:
+    """Assigns weights pairwise; those of learned regularizers left out."""
 
     def own(weights):
         strengths = {
@@ -73,66 +59,37 @@ def copy_weights(source: list, target: list, added=frozenset()) -> None:
             if isinstance(weight.regularizer, WeightPenalty)
             for variable in weight.regularizer.owner.variables
         }
-        return [w for w in weights if id(w) not in strengths | added]
+        return [weight for weight in weights if id(weight) not in strengths]
 
     for old, new in zip(own(source), own(target), strict=True):
         new.assign(old)
 
 
-def constant_regularizer(penalty: WeightPenalty):
-    """A regularizer of Keras's own parts with the strengths of a penalty.
-
-    Args:
-        penalty: `WeightPenalty`.
-
-    Returns:
-        `keras.regularizers.L1L2` where one number is enough, else a
-        `keras.Model` from the weight to the scalar penalty.
-    """
-    owner = penalty.owner
-    strengths = {
-        power: owner.constrain(variable).numpy()
-        for power, variable in penalty.strengths.items()
-    }
-    if owner.granularity == "tensor" and penalty.center is None:
-        return keras.regularizers.L1L2(
-            **{power: float(value) for power, value in strengths.items()}
+def _constant_regularizer(layer, penalties: list[WeightPenalty]):
+    """The regularizer of Keras that takes the place of learned ones."""
+    owner = penalties[0].owner
+    if len(penalties) > 1 or owner.center is not None:
+        reason = (
+            "Keras gives one object to several weights of it"
+            if owner.center is None
+            else "Keras has none that pulls to the initial weights"
         )
-    weight = keras.Input(batch_shape=penalty.shape, dtype="float32")
-    deviation = weight
-    if penalty.center is not None:
-        index = keras.ops.sum(keras.ops.zeros_like(weight))
-        index = keras.ops.cast(keras.ops.reshape(index, (1,)), "int32")
-        center = keras.layers.Embedding(
-            1, math.prod(penalty.shape), dtype="float32", name="center"
+        warnings.warn(
+            f"The exported layer {layer.name!r} has no regularizer in place "
+            f"of {owner.name!r}: {reason}.",
+            stacklevel=2,
         )
-        value = keras.ops.reshape(center(index), penalty.shape)
-        deviation = keras.ops.subtract(weight, value)
-    shared = [
-        axis
-        for axis, size in enumerate(owner.aligned(penalty.shape))
-        if size != penalty.shape[axis]
-    ]
-    terms = []
-    for power in strengths:
-        size = keras.ops.abs(deviation)
-        if power == "l2":
-            size = keras.ops.square(deviation)
-        if shared:
-            size = keras.ops.sum(size, axis=shared)
-        weighted = keras.layers.Dense(
-            1, use_bias=False, dtype="float32", name=power
+        return None
+    (penalty,) = penalties
+    weight = penalty.weight.numpy()
+    constants = {}
+    for power, value in penalty.strength_values().items():
+        size = np.abs(weight) if power == "l1" else weight**2
+        total = size.sum()
+        constants[power] = float(
+            (value * size).sum() / total if total > 0 else value.mean()
         )
-        terms.append(weighted(keras.ops.reshape(size, (1, -1))))
-    model = keras.Model(weight, keras.ops.sum(keras.ops.stack(terms)))
-    for power, value in strengths.items():
-        model.get_layer(power).kernel.assign(value.reshape(-1, 1))
-    if penalty.center is not None:
-        model.get_layer("center").embeddings.assign(
-            penalty.center.numpy().reshape(1, -1)
-        )
-    model.trainable = False
-    return model
+    return keras.regularizers.L1L2(**constants)
 
 
 def _regularizer_entries(layer, config):
@@ -151,7 +108,7 @@ def _regularizer_entries(layer, config):
     return entries
 
 
-def _names(value, owner: LearnableRegularizer):
+def _names(value, owner):
     return (
         isinstance(value, dict)
         and value.get("class_name") == type(owner).__name__

@@ -167,7 +167,9 @@ def check_same_structure(training, outer) -> None:
             same = all(
                 s.shape.as_list() == t.shape.as_list()
                 and s.dtype.is_floating == t.dtype.is_floating
-                for s, t in zip(tf.nest.flatten(a), tf.nest.flatten(b))
+                for s, t in zip(
+                    tf.nest.flatten(a), tf.nest.flatten(b), strict=True
+                )
             )
         except (TypeError, ValueError):
             same = False
@@ -195,10 +197,13 @@ def split_off(examples: tuple, fraction: float, name: str) -> tuple:
             f"`{name}` must leave examples on both sides. "
             f"Received: {name}={fraction} of {length} examples."
         )
-    return (
-        keras.tree.map_structure(lambda array: array[:cut], examples),
-        keras.tree.map_structure(lambda array: array[cut:], examples),
-    )
+
+    def part(rows):
+        return keras.tree.map_structure(
+            lambda array: None if array is None else array[rows], examples
+        )
+
+    return part(slice(cut)), part(slice(cut, None))
 
 
 def weights_of_classes(y, class_weight: dict) -> np.ndarray:

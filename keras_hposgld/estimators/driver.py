@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import get
+from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.problem import BilevelProblem
 from keras_hposgld.sgld import SGLD
 
@@ -88,7 +88,8 @@ def hypergradient(
             Not needed, and not used, where the problem has `initial_params`.
         estimator: `HypergradientEstimator` or an alias. Defaults to
             `"hpo_sgld"`.
-        sampler: `SGLD`: the step of the chain.
+        sampler: `SGLD`: the step of the chain. As any Keras optimizer, it
+            has to be made outside of a `tf.function`.
         inner_batches: Structure of tensors with a leading axis of at least
             `estimator.num_steps`: what the inner objective takes as `batch`
             in each step. `None`, the default: no data.

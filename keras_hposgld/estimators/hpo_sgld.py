@@ -28,9 +28,9 @@ from keras_hposgld.derivatives import linearize_gradient
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.derivatives import vector_jacobian_product
 from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import register
 from keras_hposgld.estimators.lists import plus
 from keras_hposgld.estimators.lists import plus_scaled

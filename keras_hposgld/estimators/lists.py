@@ -14,9 +14,7 @@ def zeros_like(vector: list) -> list:
 
 def plus(left: list, right: list) -> list:
     """`left + right`."""
-    return [
-        a if b is None else a + b for a, b in zip(left, right, strict=True)
-    ]
+    return [a if b is None else a + b for a, b in zip(left, right, strict=True)]
 
 
 def plus_scaled(left: list, scale, right: list) -> list:

@@ -21,8 +21,9 @@ class Hyperparameter:
         """The constrained values, a tensor for each variable, by path."""
         raise NotImplementedError
 
-    def attach(self, weight: keras.Variable) -> None:
-        """Settles which weight is regularized. Nothing to do for others."""
+    def attach(self, weight: keras.Variable):
+        """Settles that a weight is regularized; returns its penalty."""
+        raise NotImplementedError
 
     def check_learning_rate(self, learning_rate: float) -> None:
         """Refuses inner steps that the values may outgrow, if any can."""
@@ -66,6 +67,6 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
         # penalty of that one weight, which knows its owner.
         owner = getattr(weight.regularizer, "owner", weight.regularizer)
         if isinstance(owner, Hyperparameter):
-            owner.attach(weight)
+            owner = owner.attach(weight).owner
             owners[id(owner)] = owner
     return list(owners.values())

@@ -1,0 +1,37 @@
+# `make demo` and `make test` need nothing but Python with pip: each sets up
+# `.venv` first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# TensorFlow's start-up messages would drown what is to be read.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export GRPC_VERBOSITY ?= ERROR
+
+.PHONY: demo test lint docs clean
+
+demo: $(READY)
+	@$(BIN)/python examples/learn_feature_relevance.py 2> $(VENV)/demo.log \
+		|| (cat $(VENV)/demo.log >&2; exit 1)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+$(READY): pyproject.toml
+	@echo "Setting up $(VENV) (some minutes, the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist site examples/output

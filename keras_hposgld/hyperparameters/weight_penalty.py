@@ -1,0 +1,50 @@
+"""The regularization of one weight by learned strengths."""
+
+import numpy as np
+import tensorflow as tf
+
+
+class WeightPenalty:
+    """The regularization of one weight, as Keras calls it.
+
+    Attributes:
+        owner: The `LearnableRegularizer` that keeps the variables.
+        path: String, the path of the weight.
+        shape: Tuple, the shape of the weight.
+        strengths: Dictionary from `"l1"`, `"l2"` to unconstrained variables.
+        center: Variable that the weight is pulled to, or `None` for zero.
+        weight: The weight's variable, `None` until it has been seen.
+    """
+
+    def __init__(self, owner, path, shape, strengths, center):
+        self.owner = owner
+        self.path = path
+        self.shape = tuple(shape)
+        self.strengths = strengths
+        self.center = center
+        self.weight = None
+
+    def __call__(self, weight):
+        weight = tf.convert_to_tensor(weight)
+        total = 0.0
+        for power, strength in self._aligned_strengths().items():
+            deviation = tf.cast(weight, strength.dtype)
+            if self.center is not None:
+                deviation -= tf.convert_to_tensor(self.center)
+            size = tf.abs(deviation) if power == "l1" else deviation**2
+            total += tf.reduce_sum(strength * size)
+        return total
+
+    def strength_values(self) -> dict[str, np.ndarray]:
+        """The strengths as NumPy arrays that broadcast against the weight."""
+        return {
+            power: strength.numpy()
+            for power, strength in self._aligned_strengths().items()
+        }
+
+    def _aligned_strengths(self):
+        shape = self.owner.aligned(self.shape)
+        return {
+            power: tf.reshape(self.owner.constrain(variable), shape)
+            for power, variable in self.strengths.items()
+        }

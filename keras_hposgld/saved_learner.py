@@ -1,0 +1,63 @@
+"""How a `BilevelModel` is saved and loaded, for training to go on exactly.
+
+Keras saves the wrapped model, the learned strengths, both optimizers and the
+counters by itself, as they hang on attributes. What is added here: the
+arguments of `compile`, and the state of random generators.
+"""
+
+import keras
+
+
+class SavedLearner(keras.Model):
+    """The part of `BilevelModel` that Keras's saving calls."""
+
+    def save_own_variables(self, store) -> None:
+        super().save_own_variables(store)
+        for position, state in enumerate(self._random_states()):
+            store[f"random_state_{position}"] = state.numpy()
+
+    def load_own_variables(self, store) -> None:
+        values = {key: store[key] for key in store.keys()}
+        for position, state in enumerate(self._random_states()):
+            state.assign(values.pop(f"random_state_{position}"))
+        super().load_own_variables(values)
+
+    def _random_states(self):
+        """Counters of dropout and the like, which Keras does not save."""
+        weights = {id(weight) for weight in self.model.weights}
+        return [v for v in self.model.variables if id(v) not in weights]
+
+    def get_config(self) -> dict:
+        return {
+            "model": keras.saving.serialize_keras_object(self.model),
+            "regularizer": keras.saving.serialize_keras_object(
+                self.regularizer
+            ),
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects=None) -> "SavedLearner":
+        config = dict(config)
+        for key in ("model", "regularizer"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+    def get_compile_config(self) -> dict:
+        own = {
+            "hypergradient": self.hypergradient,
+            "hyper_optimizer": self.hyper_optimizer,
+            "outer_loss": self.outer_loss,
+            "start": self.start,
+            "layer_state": self.layer_state,
+            "max_skipped_updates": self.guard.max_skipped_updates,
+        }
+        return super().get_compile_config() | (
+            keras.saving.serialize_keras_object(own)
+        )
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))

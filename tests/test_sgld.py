@@ -1,0 +1,241 @@
+"""The sampler: its law, its determinism, and its life as a Keras optimizer."""
+
+import keras
+import numpy as np
+import problems
+import pytest
+import tensorflow as tf
+
+import keras_hposgld as hs
+from keras_hposgld import sgld
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("temperature, noise_scale", [(0.5, 0.6), (2.0, 1.0)])
+def test_chain_follows_its_exact_law(run, noise, temperature, noise_scale):
+    # On energy = 0.5 * curvature * w**2 the chain is an AR(1) process: its
+    # mean and variance after k steps are known, no tolerance is guessed.
+    curvature, alpha, num_steps, num_chains = 3.0, 0.1, 12, 200_000
+    means, variances = problems.autoregression_moments(
+        1 - alpha * curvature,
+        2 * alpha * temperature * noise_scale**2,
+        1.5,
+        num_steps,
+    )
+    sampler = hs.SGLD(alpha, temperature, noise_scale, noise)
+
+    def chain():
+        params = [tf.fill([num_chains], tf.constant(1.5, tf.float64))]
+        for step in range(num_steps):
+            gradients = [curvature * params[0]]
+            params = sampler.move(params, gradients, step, tf.constant([7, 0]))
+        return params[0]
+
+    draws = run(chain).numpy()
+    assert abs(draws.mean() - means[-1]) < 4 * np.sqrt(
+        variances[-1] / num_chains
+    )
+    deviations = (draws - draws.mean()) ** 2
+    assert abs(deviations.mean() - variances[-1]) < 4 * (
+        deviations.std() / np.sqrt(num_chains)
+    )
+
+
+def test_gaussian_noise_is_gaussian():
+    draws = sgld.unit_noise(
+        (1_000_001,), tf.float64, "gaussian", tf.constant([1, 2])
+    ).numpy()
+    # Moments of the standard normal, to 5 standard errors each.
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
+        sample = draws**power
+        error = 5 * sample.std() / np.sqrt(len(draws))
+        assert abs(sample.mean() - moment) < error, power
+    # The two halves come from one pair of uniforms: they are uncorrelated.
+    half = len(draws) // 2
+    assert abs(np.corrcoef(draws[:half], draws[half : 2 * half])[0, 1]) < 0.008
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gaussian_noise_is_finite_for_every_random_word(monkeypatch, dtype):
+    words = tf.constant([-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 1])
+    monkeypatch.setattr(
+        sgld, "_random_words", lambda shape, seed: tf.stack([words, words])
+    )
+    draws = sgld.unit_noise((12,), dtype, "gaussian", None)
+    assert np.all(np.isfinite(draws))
+
+
+def test_rademacher_noise_is_plus_or_minus_one():
+    draws = sgld.unit_noise(
+        (3, 33), tf.float32, "rademacher", tf.constant([1, 2])
+    ).numpy()
+    assert set(np.unique(draws)) == {-1.0, 1.0}
+
+
+def test_noise_differs_between_steps_weights_and_seeds():
+    sampler = hs.SGLD(0.1, temperature=1.0)
+
+    def move(step, seed):
+        zeros = [tf.zeros([1000]), tf.zeros([1000])]
+        return sampler.move(zeros, zeros, step, tf.constant([seed, 0]))
+
+    draws = np.array([*move(0, 1), *move(1, 1), *move(0, 2), *move(1, 2)])
+    correlations = np.corrcoef(draws) - np.eye(len(draws))
+    # Independent rows: standard error 1 / sqrt(1000).
+    assert np.abs(correlations).max() < 5 / np.sqrt(1000)
+
+
+def make_model(regularizer=None):
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, "relu", kernel_regularizer=regularizer),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def train(optimizer, rng_seed=0, callbacks=None, epochs=2):
+    keras.utils.set_random_seed(3)
+    model = make_model()
+    model.compile(optimizer, loss="mse")
+    rng = np.random.default_rng(rng_seed)
+    x, y = rng.normal(size=(32, 3)), rng.normal(size=(32, 1))
+    model.fit(
+        x,
+        y,
+        batch_size=8,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=callbacks,
+    )
+    return model.get_weights()
+
+
+def test_temperature_zero_is_gradient_descent_bit_for_bit():
+    for ours, plain in zip(
+        train(hs.SGLD(0.05, temperature=0.0)),
+        train(keras.optimizers.SGD(0.05)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize(
+    "clipping",
+    [{"clipnorm": 0.1}, {"clipvalue": 0.02}, {"global_clipnorm": 0.2}],
+)
+def test_clipping_is_that_of_keras(clipping):
+    clipped = train(hs.SGLD(0.05, **clipping))
+    for ours, plain in zip(
+        clipped, train(keras.optimizers.SGD(0.05, **clipping)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, plain)
+    assert np.any(clipped[0] != train(hs.SGLD(0.05))[0])
+
+
+def test_keras_training_takes_the_steps_of_the_chain():
+    # One transition: a chain by hand on the gradients of the model ends where
+    # model.fit does, noise included.
+    sampler = hs.SGLD(0.05, temperature=0.01, seed=5)
+    ended = train(sampler, epochs=2)
+
+    keras.utils.set_random_seed(3)
+    model = make_model()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 3)).astype("float32")
+    y = rng.normal(size=(32, 1)).astype("float32")
+    for step in range(8):
+        rows = slice(8 * (step % 4), 8 * (step % 4) + 8)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x[rows]) - y[rows]) ** 2)
+        weights = model.trainable_variables
+        gradients = tape.gradient(loss, [w.value for w in weights])
+        moved = sampler.move(
+            [tf.convert_to_tensor(w.value) for w in weights],
+            gradients,
+            step,
+            sampler.chain_seed,
+        )
+        for weight, value in zip(weights, moved, strict=True):
+            weight.assign(value)
+    for chain, fitted in zip(model.get_weights(), ended, strict=True):
+        # The gradients of the two programs differ in the last bits.
+        np.testing.assert_allclose(chain, fitted, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_seeds_give_equal_training_bit_for_bit():
+    first, second, other = (
+        train(hs.SGLD(0.05, temperature=0.01, seed=seed)) for seed in (1, 1, 2)
+    )
+    for a, b, c in zip(first, second, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.any(a != c)
+
+
+def test_seed_comes_from_keras_where_none_is_given():
+    seeds = []
+    for global_seed in (1, 1, 2):
+        keras.utils.set_random_seed(global_seed)
+        seeds.append(hs.SGLD().seed)
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_schedule_and_scheduler_callback_change_the_steps():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [3], [0.05, 0.01]
+    )
+    by_callback = keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: 0.05 if epoch == 0 else 0.01
+    )
+    scheduled = train(hs.SGLD(schedule))
+    for a, b, plain in zip(
+        scheduled,
+        train(hs.SGLD(0.05), callbacks=[by_callback]),
+        train(hs.SGLD(0.05)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+        assert np.any(a != plain)
+
+
+def test_learning_rate_is_exact_in_float64_until_it_is_changed():
+    sampler = hs.SGLD(0.05)
+    assert float(sampler.learning_rate_at(0, "float64")) == 0.05
+    sampler.learning_rate = 0.1
+    assert float(sampler.learning_rate_at(0, "float64")) == np.float32(0.1)
+
+
+def test_config_round_trip_keeps_every_argument():
+    sampler = hs.SGLD(
+        keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5),
+        temperature=0.25,
+        noise_scale=0.5,
+        noise="rademacher",
+        seed=11,
+        global_clipnorm=3.0,
+        name="mine",
+    )
+    copy = keras.optimizers.deserialize(keras.optimizers.serialize(sampler))
+    assert copy.get_config() == sampler.get_config()
+    assert hs.SGLD(0.05).get_config()["learning_rate"] == 0.05
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"learning_rate": 0.0}, "`learning_rate` must be a finite number ab"),
+        ({"learning_rate": -1}, "`learning_rate` must be a finite number ab"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a finite"),
+        ({"temperature": -1.0}, "`temperature` must be a finite number"),
+        ({"temperature": float("nan")}, "`temperature` must be a finite"),
+        ({"noise_scale": float("inf")}, "`noise_scale` must be a finite"),
+        ({"noise": "uniform"}, "`noise` must be one of"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        hs.SGLD(**arguments)
+    (name,) = arguments
+    assert f"Received: {name}=" in str(error.value)
