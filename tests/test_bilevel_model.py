@@ -561,17 +561,23 @@ def test_refit_starts_at_the_center_of_fine_tuning():
         np.testing.assert_array_equal(kernel, center)
 
 
-def test_early_stopping_follows_the_outer_loss():
+def test_early_stopping_restores_the_best_outer_loss():
     stopping = keras.callbacks.EarlyStopping(
-        monitor="val_outer_loss", patience=1, mode="max"
+        monitor="val_outer_loss",
+        mode="min",
+        patience=2,
+        restore_best_weights=True,
     )
+    learner = make_learner(optimizer=hs.SGLD(0.1))
+    validation = make_data(30, seed=2)
     history = fit(
-        make_learner(),
-        epochs=50,
-        validation_data=make_data(30, seed=2),
-        callbacks=[stopping],
+        learner, epochs=100, validation_data=validation, callbacks=[stopping]
     )
-    assert len(history.epoch) < 50
+    losses = history.history["val_outer_loss"]
+    assert 3 < len(losses) < 100
+    assert np.argmin(losses) == len(losses) - 3
+    logs = learner.evaluate(*validation, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["outer_loss"], min(losses), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
