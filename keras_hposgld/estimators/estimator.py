@@ -30,6 +30,10 @@ class Estimate(NamedTuple):
         inner_loss: Scalar, mean of the inner objective over the samples,
             each evaluated where the step to the sample began.
         outer_loss: Scalar, mean of the outer objective over the samples.
+        standard_error: Scalar, the Monte Carlo error of the hypergradient's
+            length along this chain, by batch means. It knows nothing of a
+            bias. `None` where the estimate rests on one sample, or where the
+            start of the chain depends on the hyperparameters.
         carry: What the inner objective carried, after the last step.
     """
 
@@ -37,6 +41,7 @@ class Estimate(NamedTuple):
     params: Any
     inner_loss: tf.Tensor
     outer_loss: tf.Tensor
+    standard_error: tf.Tensor | None = None
     carry: Any = None
 
 

@@ -27,6 +27,8 @@ import tensorflow as tf
 from keras_hposgld.derivatives import linearize_gradient
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.derivatives import vector_jacobian_product
+from keras_hposgld.estimators.batch_means import BatchMeans
+from keras_hposgld.estimators.batch_means import component_along
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
@@ -49,6 +51,7 @@ class HPOSGLDState(NamedTuple):
     h: list  # sum of df/dlambda + g
     u_sum: list
     losses: list  # sums of L_T and f
+    error: BatchMeans
 
 
 @register("hpo_sgld")
@@ -115,6 +118,7 @@ class HPOSGLD(HypergradientEstimator):
             h=zeros_like(chain.hyperparameters),
             u_sum=zeros_like(moving_start),
             losses=[tf.zeros([], params[0].dtype)] * 2,
+            error=BatchMeans.zero(chain.hyperparameters[0].dtype),
         )
 
     def step(
@@ -152,14 +156,19 @@ class HPOSGLD(HypergradientEstimator):
 
         # (25), the division by M left to the end.
         sampled = tf.cast(m > self.burn_in, dtype)
+        sample = plus(g, direct)
+        h = plus_scaled(state.h, sampled, sample)
         return HPOSGLDState(
             params=params,
             carry=inner.carry,
             g=g,
             u=u,
-            h=plus_scaled(state.h, sampled, plus(g, direct)),
+            h=h,
             u_sum=plus_scaled(state.u_sum, sampled, u_m),
             losses=plus_scaled(state.losses, sampled, [inner.value, f]),
+            error=state.error.add(
+                component_along(h, sample), m - self.burn_in, self.num_samples
+            ),
         )
 
     def _change_of_v(self, outer_objective, state, params, m):
@@ -175,7 +184,9 @@ class HPOSGLD(HypergradientEstimator):
 
     def finish(self, chain: Chain, state: HPOSGLDState) -> Estimate:
         h = state.h
+        error = state.error.standard_error(self.num_samples)
         if state.u:
+            error = None  # the samples were followed in lambda's part alone
             start = chain.problem.initial_params
             through_start = vector_jacobian_product(
                 start, chain.hyperparameters, state.u_sum
@@ -187,6 +198,7 @@ class HPOSGLD(HypergradientEstimator):
             params=state.params,
             inner_loss=inner_loss / self.num_samples,
             outer_loss=outer_loss / self.num_samples,
+            standard_error=error,
             carry=state.carry,
         )
 
