@@ -22,7 +22,7 @@ from keras_hposgld.safeguards import StopOnNonFinite
 from keras_hposgld.safeguards import UpdateGuard
 from keras_hposgld.saved_learner import SavedLearner
 from keras_hposgld.sgld import SGLD
-from keras_hposgld.starting_weights import StartingWeights
+from keras_hposgld.weight_copies import WeightCopies
 
 STARTS = ("continue", "initial")
 
@@ -90,7 +90,8 @@ class BilevelModel(SavedLearner):
         self.model = model
         self.regularizer = regularizer
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self.starting_weights = StartingWeights()
+        self.starting_weights = WeightCopies("starting_weights")
+        self.memory = WeightCopies("memory")
         self.guard = UpdateGuard()
         self.outer_iterations = self.add_weight(
             shape=(),
@@ -239,6 +240,8 @@ class BilevelModel(SavedLearner):
             self.hyper_optimizer.build(self.hyperparameters)
         if self.start == "initial":
             self.starting_weights.build_for(self.trainable_variables)
+        if self.hypergradient.remembers:
+            self.memory.build_for(self.trainable_variables)
 
     def fit(
         self,
@@ -345,6 +348,7 @@ class BilevelModel(SavedLearner):
             sampler=self.optimizer,
             hyper_optimizer=self.hyper_optimizer,
             guard=self.guard,
+            memory=self.memory.values if self.hypergradient.remembers else [],
         )
         self.outer_iterations.assign_add(1)
         self._outer_loss_tracker.update_state(estimate.outer_loss)

@@ -125,6 +125,24 @@ def vector_jacobian_product(
     return _dense(tape.gradient(outputs, inputs, output_gradients=vector))
 
 
+def directional_derivative(
+    function: Callable, inputs: list, direction: list
+) -> list:
+    """`d function / d inputs . direction`, zero where there is no dependence.
+
+    Args:
+        function: Function from a list of tensors to a list of tensors.
+        inputs: List of tensors.
+        direction: List of tensors shaped like `inputs`.
+    """
+    with tf.autodiff.ForwardAccumulator(inputs, direction) as accumulator:
+        outputs = function(inputs)
+    return [
+        accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
+        for output in outputs
+    ]
+
+
 def _dense(gradients):
     return [
         None if gradient is None else tf.convert_to_tensor(gradient)

@@ -20,12 +20,13 @@ def run_outer_iteration(
     sampler: SGLD,
     hyper_optimizer: keras.optimizers.Optimizer,
     guard: UpdateGuard,
+    memory: list[keras.Variable],
 ) -> tuple[estimators.Estimate, tf.Tensor]:
     """Runs a chain and takes one step with the hyperparameters.
 
-    Weights and layer state become those at the end of the chain. If a number
-    is not finite, they and the hyperparameters stay as they were; metrics and
-    the sampler's counter go on in any case.
+    Weights, layer state and the estimator's memory become those at the end of
+    the chain. If a number is not finite, they and the hyperparameters stay as
+    they were; metrics and the sampler's counter go on in any case.
 
     Args:
         problem: `KerasProblem`, whose variables are updated.
@@ -36,6 +37,8 @@ def run_outer_iteration(
         sampler: `SGLD`.
         hyper_optimizer: Built Keras optimizer of the hyperparameters.
         guard: `UpdateGuard`.
+        memory: List of variables for what the estimator remembers from chain
+            to chain; empty if nothing.
 
     Returns:
         The estimate, and 1 if the update was skipped, else 0.
@@ -46,6 +49,7 @@ def run_outer_iteration(
         sampler,
         first_step=tf.cast(sampler.iterations.value, tf.int32),
         seed=sampler.chain_seed,
+        memory=tensors(memory),
     )
     estimate = estimators.run_chain(
         estimator, chain, tensors(start), inner_batches, outer_batches
@@ -55,6 +59,7 @@ def run_outer_iteration(
     def update():
         _assign(problem.weights, estimate.params)
         _assign(problem.layer_variables, layer_state)
+        _assign(memory, estimate.memory)
         hyper_optimizer.apply(estimate.hypergradient, problem.hyperparameters)
 
     skipped = guard.run_if_finite(

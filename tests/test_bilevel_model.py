@@ -306,6 +306,63 @@ def test_logged_loss_is_the_mean_of_the_inner_loss():
     )
 
 
+def test_outer_objective_is_evaluated_in_inference_mode():
+    # Nothing moves at this learning rate; only dropout could make a difference.
+    learner = make_learner(
+        keras.layers.Dropout(0.5), optimizer=hs.SGLD(1e-7), metrics=[]
+    )
+    x, y = make_data(8)
+    expected = float(learner.loss(y, learner.predict(x, verbose=0)))
+    history = learner.fit(
+        x, y, outer_data=(x, y), batch_size=8, verbose=0
+    ).history
+    np.testing.assert_allclose(history["outer_loss"], expected, rtol=1e-4)
+    assert abs(history["loss"][0] - expected - sum(learner.losses)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    ["adjoint_sgld", "score_covariance", "ift_neumann", "ift_cg", "rmd", "fmd"],
+)
+def test_every_estimator_serves_fit(tmp_path, estimator):
+    if estimator == "score_covariance":
+        estimator = hs.estimators.ScoreCovariance(2, 10)
+    learner = make_learner(
+        keras.layers.BatchNormalization(), hypergradient=estimator
+    )
+    fit(learner, epochs=1, steps_per_epoch=2)
+    learner.save(tmp_path / "learner.keras")
+    loaded = keras.models.load_model(tmp_path / "learner.keras")
+    for one in (learner, loaded):
+        history = fit(one, epochs=1, steps_per_epoch=2).history
+        assert history["skipped_updates"] == [0.0]
+        assert history["hypergradient_norm"][0] > 0
+    assert_same_state(learner, loaded)
+
+
+def test_adjoint_is_kept_from_chain_to_chain():
+    # Two chains of five steps with the adjoint kept see what one of ten sees,
+    # when hyperparameters and batches are the same all along.
+    x, y = make_data(8)
+    data = dict(outer_data=(x, y), batch_size=8, shuffle=False, verbose=0)
+
+    def norm(estimator, chains):
+        learner = make_learner(
+            hypergradient=estimator,
+            optimizer=hs.SGLD(0.1),
+            hyper_optimizer=keras.optimizers.SGD(0.0),
+        )
+        for _ in range(chains):
+            history = learner.fit(x, y, steps_per_epoch=1, **data).history
+        return history["hypergradient_norm"][0]
+
+    whole = norm(hs.estimators.AdjointSGLD(9, 1), 1)
+    kept = norm(hs.estimators.AdjointSGLD(4, 1), 2)
+    fresh = norm(hs.estimators.AdjointSGLD(4, 1, warm_start=False), 2)
+    np.testing.assert_allclose(kept, whole, rtol=1e-5)
+    assert abs(fresh - whole) > 0.01 * whole
+
+
 def test_evaluate_returns_what_keras_returns():
     learner = make_learner()
     fit(learner)

@@ -216,6 +216,35 @@ def test_noisy_chain_has_the_expected_hypergradient(
     )
 
 
+def test_clipping_is_part_of_the_step_and_of_its_derivative(rng, run):
+    # With `clipvalue` an entry of the gradient that is cut off neither moves
+    # further nor depends on the strengths any more.
+    ridge = problems.Ridge(rng)
+    alpha, limit = 0.07, 0.8
+    weights, g, h, was_clipped = ridge.start, 0.0, 0.0, False
+    for m in range(1, 6):
+        gradient = ridge.inner_gradient(ridge.strengths, weights)
+        inside = np.abs(gradient) <= limit
+        was_clipped |= not np.all(inside)
+        mixed = inside[:, None] * ridge.inner_mixed(weights)
+        weights = weights - alpha * np.clip(gradient, -limit, limit)
+        g = g - alpha * ridge.outer_gradient(weights) @ mixed
+        h = h + (m > 2) * (0.6 * ridge.strengths + g) / 3
+    assert was_clipped
+    sampler = hs.SGLD(alpha, clipvalue=limit)
+    result = run(
+        lambda: estimate(
+            ridge.problem,
+            tf.constant(ridge.strengths),
+            tf.constant(ridge.start),
+            estimator=hs.estimators.HPOSGLD(2, 3),
+            sampler=sampler,
+        )
+    )
+    np.testing.assert_allclose(result.params, weights, rtol=1e-10)
+    np.testing.assert_allclose(result.hypergradient, h, rtol=1e-10)
+
+
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
 def test_noise_is_the_same_in_every_mode(rng, run, noise):
     ridge = problems.Ridge(rng)

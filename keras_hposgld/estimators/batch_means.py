@@ -70,27 +70,6 @@ class BatchMeans(NamedTuple):
         )
 
 
-def component_along(vector: list, sample: list) -> tf.Tensor:
-    """The length of a sample's projection on a vector, zero where that is.
-
-    Args:
-        vector: List of tensors.
-        sample: List of tensors shaped like `vector`.
-    """
-    dtype = vector[0].dtype
-
-    def inner(left, right):
-        products = [
-            tf.cast(tf.reduce_sum(a * b), dtype)
-            for a, b in zip(left, right, strict=True)
-        ]
-        return tf.add_n(products)
-
-    return tf.math.divide_no_nan(
-        inner(vector, sample), tf.sqrt(inner(vector, vector))
-    )
-
-
 def _partition(num_samples):
     """Number of batches and the length of all but the last."""
     num_batches = min(num_samples, max(2, math.isqrt(num_samples)))

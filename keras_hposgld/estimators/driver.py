@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import Estimate
+from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.problem import BilevelProblem
@@ -38,11 +39,6 @@ def run_chain(
     # as `initial_params`), a tape could not tell the two apart.
     params = [tf.identity(param) for param in params]
 
-    def batch_at(batches, index):
-        return tf.nest.map_structure(
-            lambda x: None if x is None else tf.gather(x, index), batches
-        )
-
     def body(index, state):
         state = estimator.step(
             chain,
@@ -62,7 +58,7 @@ def run_chain(
         parallel_iterations=1,
         maximum_iterations=estimator.num_steps,
     )
-    return estimator.finish(chain, state)
+    return estimator.finish(chain, state, inner_batches, outer_batches)
 
 
 def hypergradient(

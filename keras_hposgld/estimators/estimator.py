@@ -35,6 +35,10 @@ class Estimate(NamedTuple):
             bias. `None` where the estimate rests on one sample, or where the
             start of the chain depends on the hyperparameters.
         carry: What the inner objective carried, after the last step.
+        residual: Scalar, the relative residual of the linear system that the
+            estimator solved; `None` where it solves none.
+        memory: List of tensors that the estimator would start its next chain
+            with, see `HypergradientEstimator.remembers`.
     """
 
     hypergradient: Any
@@ -43,6 +47,8 @@ class Estimate(NamedTuple):
     outer_loss: tf.Tensor
     standard_error: tf.Tensor | None = None
     carry: Any = None
+    residual: tf.Tensor | None = None
+    memory: Any = ()
 
 
 class Chain(NamedTuple):
@@ -55,6 +61,8 @@ class Chain(NamedTuple):
         first_step: Integer, or integer tensor: the number of steps that the
             sampler took before this chain. Schedules and noise go on from it.
         seed: Integer tensor of shape `(2,)`.
+        memory: What the estimate of the chain before this one had as its
+            `memory`; empty at first, or where nothing is remembered.
     """
 
     problem: BilevelProblem
@@ -62,6 +70,7 @@ class Chain(NamedTuple):
     sampler: SGLD
     first_step: Any
     seed: tf.Tensor
+    memory: Any = ()
 
     def move(self, params: list, gradients: list, index) -> list:
         """The params after inner step number `index` of the chain."""
@@ -74,9 +83,16 @@ class Chain(NamedTuple):
 
 
 class HypergradientEstimator(abc.ABC):
-    """The contract of an estimator. `num_steps` is its chain's length."""
+    """The contract of an estimator.
+
+    Attributes:
+        num_steps: Integer, the length of its chain.
+        remembers: Whether its estimates come with a `memory`, tensors shaped
+            like the params, for the next chain to start with.
+    """
 
     num_steps: int
+    remembers: bool = False
 
     @abc.abstractmethod
     def init(self, chain: Chain, params: list) -> NamedTuple:
@@ -89,8 +105,13 @@ class HypergradientEstimator(abc.ABC):
         """The state after inner step number `index`, counted from 0."""
 
     @abc.abstractmethod
-    def finish(self, chain: Chain, state) -> Estimate:
-        """The estimate, from the state after `num_steps` steps."""
+    def finish(
+        self, chain: Chain, state, inner_batches, outer_batches
+    ) -> Estimate:
+        """The estimate, from the state after `num_steps` steps.
+
+        It gets the batches of all steps again, for those that look back.
+        """
 
     @abc.abstractmethod
     def get_config(self) -> dict:
@@ -154,6 +175,23 @@ def serialize(estimator: HypergradientEstimator) -> dict:
 def deserialize(config: dict) -> HypergradientEstimator:
     """Rebuilds an estimator from what `serialize` returned."""
     return keras.saving.deserialize_keras_object(config)
+
+
+def batch_at(batches, index):
+    """The batch of one step, from stacked batches (or `None`)."""
+    return tf.nest.map_structure(
+        lambda x: None if x is None else tf.gather(x, index), batches
+    )
+
+
+def refuse_moving_start(estimator, problem: BilevelProblem, why: str) -> None:
+    """Refuses problems whose chain starts at a function of hyperparameters."""
+    if problem.initial_params is not None:
+        raise ValueError(
+            f"`{type(estimator).__name__}` cannot serve a problem with "
+            f"`initial_params`: {why}. Received: estimator={estimator!r}. Use "
+            '"hpo_sgld", "rmd" or "fmd".'
+        )
 
 
 def check_count(name: str, value, minimum: int) -> int:

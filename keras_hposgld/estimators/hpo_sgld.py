@@ -28,15 +28,15 @@ from keras_hposgld.derivatives import linearize_gradient
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.derivatives import vector_jacobian_product
 from keras_hposgld.estimators.batch_means import BatchMeans
-from keras_hposgld.estimators.batch_means import component_along
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
-from keras_hposgld.estimators.lists import plus
-from keras_hposgld.estimators.lists import plus_scaled
-from keras_hposgld.estimators.lists import zeros_like
+from keras_hposgld.lists import component_along
+from keras_hposgld.lists import plus
+from keras_hposgld.lists import plus_scaled
+from keras_hposgld.lists import zeros_like
 
 CURVATURES = ("paper", "telescoped")
 
@@ -182,7 +182,9 @@ class HPOSGLD(HypergradientEstimator):
         is_first = tf.cast(tf.equal(m, 1), params[0].dtype)
         return plus_scaled(outer.pullback(moved), is_first, outer.gradient)
 
-    def finish(self, chain: Chain, state: HPOSGLDState) -> Estimate:
+    def finish(
+        self, chain: Chain, state, inner_batches, outer_batches
+    ) -> Estimate:
         h = state.h
         error = state.error.standard_error(self.num_samples)
         if state.u:

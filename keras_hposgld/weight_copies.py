@@ -1,20 +1,27 @@
-"""The weights that every chain starts from, where it is not the last's end."""
+"""Saved copies of a model's weights, or of what is shaped like them."""
 
 import keras
 
 
-class StartingWeights(keras.layers.Layer):
-    """A saved copy of the weights at the first fit."""
+class WeightCopies(keras.layers.Layer):
+    """Variables shaped like the weights, saved with the layer they hang on.
 
-    def __init__(self):
-        super().__init__(name="starting_weights", trainable=False)
+    `BilevelModel` keeps in them the weights that every chain starts from, and
+    what an estimator remembers from chain to chain.
+
+    Attributes:
+        values: List of variables, empty until `build_for` was called.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name=name, trainable=False)
         self.values = []
 
     def build(self, input_shape=None):
         """Does nothing: see `build_for`."""
 
     def build_for(self, weights: list[keras.Variable]) -> None:
-        """Creates the copies, so that saved ones can be loaded into them."""
+        """Creates the copies as zeros, for saved ones to be loaded into."""
         if not self.values:
             self.values = [
                 keras.Variable(
@@ -22,7 +29,7 @@ class StartingWeights(keras.layers.Layer):
                     shape=weight.shape,
                     dtype=weight.dtype,
                     trainable=False,
-                    name=f"start_{position}",
+                    name=f"{self.name}_{position}",
                 )
                 for position, weight in enumerate(weights)
             ]

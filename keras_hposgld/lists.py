@@ -1,0 +1,48 @@
+"""Vectors held as lists of tensors, the only arithmetic estimators need.
+
+`None` in the second list of a sum stands for zero: a derivative with respect
+to what nothing depends on.
+"""
+
+import tensorflow as tf
+
+
+def zeros_like(vector: list) -> list:
+    """Zeros shaped like `vector`."""
+    return [tf.zeros_like(tensor) for tensor in vector]
+
+
+def plus(left: list, right: list) -> list:
+    """`left + right`."""
+    return [
+        a if b is None else a + b for a, b in zip(left, right, strict=True)
+    ]
+
+
+def plus_scaled(left: list, scale, right: list) -> list:
+    """`left + scale * right`, in the dtypes of `left`."""
+    return [
+        a if b is None else a + tf.cast(scale, a.dtype) * tf.cast(b, a.dtype)
+        for a, b in zip(left, right, strict=True)
+    ]
+
+
+def dot(left: list, right: list) -> tf.Tensor:
+    """The inner product, in the dtype of the first tensor."""
+    dtype = left[0].dtype
+    return tf.add_n(
+        [
+            tf.cast(tf.reduce_sum(a * tf.cast(b, a.dtype)), dtype)
+            for a, b in zip(left, right, strict=True)
+        ]
+    )
+
+
+def norm(vector: list) -> tf.Tensor:
+    """The Euclidean norm, in the dtype of the first tensor."""
+    return tf.sqrt(dot(vector, vector))
+
+
+def component_along(vector: list, sample: list) -> tf.Tensor:
+    """The length of a sample's projection on a vector, zero where that is."""
+    return tf.math.divide_no_nan(dot(vector, sample), norm(vector))
