@@ -14,15 +14,20 @@ def zeros_like(vector: list) -> list:
 
 def plus(left: list, right: list) -> list:
     """`left + right`."""
-    return [
-        a if b is None else a + b for a, b in zip(left, right, strict=True)
-    ]
+    return [a if b is None else a + b for a, b in zip(left, right, strict=True)]
 
 
 def plus_scaled(left: list, scale, right: list) -> list:
     """`left + scale * right`, in the dtypes of `left`."""
+
+    def in_dtype(dtype):
+        # A cast would take a Python float through float32.
+        if isinstance(scale, float):
+            return tf.constant(scale, dtype)
+        return tf.cast(scale, dtype)
+
     return [
-        a if b is None else a + tf.cast(scale, a.dtype) * tf.cast(b, a.dtype)
+        a if b is None else a + in_dtype(a.dtype) * tf.cast(b, a.dtype)
         for a, b in zip(left, right, strict=True)
     ]
 

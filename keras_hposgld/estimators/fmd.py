@@ -74,9 +74,7 @@ class FMD(HypergradientEstimator):
                 "raise `max_hyperparameters`."
             )
         if chain.problem.initial_params is None:
-            jacobian = [
-                tf.zeros([number, *x.shape], x.dtype) for x in params
-            ]
+            jacobian = [tf.zeros([number, *x.shape], x.dtype) for x in params]
         else:
             jacobian = self._by_direction(
                 hypers,
