@@ -4,11 +4,11 @@ from keras_hposgld.estimators.adjoint_sgld import AdjointSGLD
 from keras_hposgld.estimators.driver import hypergradient
 from keras_hposgld.estimators.driver import run_chain
 from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import deserialize
+from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import get
+from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import serialize
 from keras_hposgld.estimators.fmd import FMD
 from keras_hposgld.estimators.hpo_sgld import HPOSGLD

@@ -6,9 +6,9 @@ and go out; `run_chain` works on flat lists and serves the Keras side too.
 
 import tensorflow as tf
 
+from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.problem import BilevelProblem

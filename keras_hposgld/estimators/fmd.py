@@ -12,11 +12,11 @@ import tensorflow as tf
 from keras_hposgld.derivatives import directional_derivative
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators import descent
+from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import register
 from keras_hposgld.lists import plus
 from keras_hposgld.lists import plus_scaled

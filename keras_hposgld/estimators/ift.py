@@ -1,8 +1,8 @@
 """Implicit differentiation at the last iterate of plain descent.
 
 Where the inner objective is stationary, the implicit function theorem gives
-df/dlambda - v . H^-1 . d2L_T/dtheta dlambda with v = df/dtheta and H the Hessian
-of the inner objective. The system H x = v is solved by a Neumann series
+df/dlambda - v . H^-1 . d2L_T/dtheta dlambda with v = df/dtheta and H the
+Hessian of the inner objective. The system H x = v is solved by a Neumann series
 (Lorraine et al., 2020) or by conjugate gradients (Rajeswaran et al., 2019).
 """
 
@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators import descent
+from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import register
 from keras_hposgld.linear_solvers import conjugate_gradient
 from keras_hposgld.linear_solvers import largest_curvature

@@ -17,9 +17,9 @@ import tensorflow as tf
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import refuse_moving_start
 from keras_hposgld.estimators.estimator import register
 from keras_hposgld.lists import component_along

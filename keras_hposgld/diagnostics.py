@@ -1,0 +1,213 @@
+"""Can a hypergradient be trusted? Comparisons and chain diagnostics."""
+
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from keras_hposgld import estimators
+from keras_hposgld.lists import dot
+from keras_hposgld.lists import norm
+from keras_hposgld.problem import BilevelProblem
+from keras_hposgld.sgld import SGLD
+
+REFERENCES = ("rmd", "fmd", "finite_differences")
+
+
+class HypergradientCheck(NamedTuple):
+    """What `check_hypergradient` returns.
+
+    Attributes:
+        cosine_similarity: Float in [-1, 1], 1 where the directions agree.
+        norm_ratio: Float, length of the estimate over that of the reference.
+        hypergradient: Structure of tensors, the estimate.
+        reference: Structure of tensors, what it was compared with.
+    """
+
+    cosine_similarity: float
+    norm_ratio: float
+    hypergradient: Any
+    reference: Any
+
+
+def check_hypergradient(
+    problem: BilevelProblem,
+    hyperparameters,
+    params=None,
+    *,
+    estimator="hpo_sgld",
+    sampler: SGLD,
+    reference: str = "rmd",
+    inner_batches=None,
+    outer_batches=None,
+    seed=0,
+    step: float = 1e-4,
+) -> HypergradientCheck:
+    """Compares an estimate with the exact derivative of the unrolled chain.
+
+    The reference is the derivative of the outer objective at the end of the
+    very chain that the estimator runs: same number of steps, batches, noise.
+
+    Args:
+        problem: As for `hypergradient`.
+        hyperparameters: As for `hypergradient`.
+        params: As for `hypergradient`.
+        estimator: As for `hypergradient`: the one to check.
+        sampler: As for `hypergradient`.
+        reference: `"rmd"` (default), `"fmd"` or `"finite_differences"`
+            (central ones, two chains a hyperparameter).
+        inner_batches: As for `hypergradient`.
+        outer_batches: As for `hypergradient`.
+        seed: As for `hypergradient`.
+        step: Float, the step of the finite differences. Defaults to `1e-4`;
+            use float64 with it.
+
+    Returns:
+        `HypergradientCheck`.
+
+    Raises:
+        ValueError: If `reference` is unknown.
+
+    Example:
+
+    ```python
+    import keras_hposgld as hs
+    import tensorflow as tf
+
+    problem = hs.BilevelProblem(
+        lambda h, w, batch: tf.reduce_sum((w - 1.0) ** 2 + h * w**2),
+        lambda h, w, batch: tf.reduce_sum((w - 0.5) ** 2),
+    )
+    check = hs.diagnostics.check_hypergradient(
+        problem, tf.constant([0.1, 0.2]), tf.zeros([2]), sampler=hs.SGLD(0.1)
+    )
+    assert check.cosine_similarity > 0.99
+    ```
+    """
+    if reference not in REFERENCES:
+        raise ValueError(
+            f"`reference` must be one of {REFERENCES}. "
+            f"Received: reference={reference!r}."
+        )
+    estimator = estimators.get(estimator)
+    flat = tf.nest.flatten(
+        tf.nest.map_structure(tf.convert_to_tensor, hyperparameters)
+    )
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def solve(values, name):
+        steps = {"num_steps": estimator.num_steps}
+        return estimators.hypergradient(
+            problem,
+            tf.nest.pack_sequence_as(hyperparameters, values),
+            params,
+            estimator={
+                "itself": lambda: estimator,
+                "rmd": lambda: estimators.RMD(**steps),
+                "fmd": lambda: estimators.FMD(**steps),
+                "finite_differences": lambda: estimators.RMDFO(**steps),
+            }[name](),
+            sampler=sampler,
+            inner_batches=inner_batches,
+            outer_batches=outer_batches,
+            seed=seed,
+        )
+
+    estimate = solve(flat, "itself").hypergradient
+    if reference == "finite_differences":
+        exact = _central_differences(
+            lambda values: solve(values, reference).outer_loss, flat, step
+        )
+        exact = tf.nest.pack_sequence_as(hyperparameters, exact)
+    else:
+        exact = solve(flat, reference).hypergradient
+    ours, true = tf.nest.flatten(estimate), tf.nest.flatten(exact)
+    lengths = float(norm(ours)), float(norm(true))
+    return HypergradientCheck(
+        cosine_similarity=float(dot(ours, true)) / (lengths[0] * lengths[1]),
+        norm_ratio=lengths[0] / lengths[1],
+        hypergradient=estimate,
+        reference=exact,
+    )
+
+
+def _central_differences(function, values, step):
+    slopes = []
+    for position, value in enumerate(values):
+        slope = np.zeros(value.shape, value.dtype.as_numpy_dtype)
+        for index in np.ndindex(*value.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = value.numpy().copy()
+                moved[index] += sign * step
+                inputs = list(values)
+                inputs[position] = tf.constant(moved)
+                ends.append(float(function(inputs)))
+            slope[index] = (ends[0] - ends[1]) / (2 * step)
+        slopes.append(tf.constant(slope))
+    return slopes
+
+
+class ChainSummary(NamedTuple):
+    """What `chain_summary` returns, a value a quantity.
+
+    Attributes:
+        effective_sample_size: Array: how many independent samples the samples
+            of all chains are worth.
+        potential_scale_reduction: Array, R-hat: near 1 where the chains tell
+            the same, clearly above where they do not.
+        is_mixed: Whether every R-hat is below 1.05.
+    """
+
+    effective_sample_size: np.ndarray
+    potential_scale_reduction: np.ndarray
+    is_mixed: bool
+
+
+def chain_summary(samples) -> ChainSummary:
+    """Effective sample size and R-hat of chains, by TensorFlow Probability.
+
+    Args:
+        samples: Array of shape `(num_samples, num_chains, ...)`, or
+            `(num_samples,)` for one chain of one quantity. Start the chains in
+            different places: chains that all begin in one well agree with one
+            another whether or not they ever leave it. One chain is compared
+            with itself, first half against second.
+
+    Returns:
+        `ChainSummary`.
+
+    Raises:
+        ValueError: If there are fewer than 4 samples.
+
+    Example:
+
+    ```python
+    import keras_hposgld as hs
+    import numpy as np
+
+    samples = np.random.default_rng(0).normal(size=(500, 4))
+    assert hs.diagnostics.chain_summary(samples).is_mixed
+    ```
+    """
+    samples = tf.convert_to_tensor(samples)
+    if samples.shape.rank == 1:
+        samples = samples[:, tf.newaxis]
+    if samples.shape[0] < 4:
+        raise ValueError(
+            "`samples` must hold at least 4 samples. "
+            f"Received: an array of shape {tuple(samples.shape)}."
+        )
+    reduction = tfp.mcmc.potential_scale_reduction(
+        samples, independent_chain_ndims=1, split_chains=True
+    ).numpy()
+    sizes = tfp.mcmc.effective_sample_size(
+        samples, filter_beyond_positive_pairs=True
+    ).numpy()
+    return ChainSummary(
+        effective_sample_size=sizes.sum(axis=0),
+        potential_scale_reduction=reduction,
+        is_mixed=bool(np.all(reduction < 1.05)),
+    )
