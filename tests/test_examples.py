@@ -10,10 +10,10 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def load(name):
+def load(name, folder=EXAMPLES):
     pytest.importorskip("sklearn", reason="the examples need scikit-learn")
     pytest.importorskip("matplotlib", reason="the examples need matplotlib")
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -50,7 +50,9 @@ def test_strengths_do_not_diverge_over_a_thousand_outer_iterations():
 
 def test_polynomial_toy(tmp_path, capsys):
     example = load("polynomial_toy")
-    found, averaged, share = example.main(["--quick", "--output", str(tmp_path)])
+    found, averaged, share = example.main(
+        ["--quick", "--output", str(tmp_path)]
+    )
     # Averaging always finds the true coefficient. A random optimum does so in
     # about a fifth of the runs: 10 000 runs gave 0.195.
     assert averaged == 20
@@ -86,3 +88,12 @@ def test_exact_solution_of_the_synthetic_problem():
 
     slope = (outer(strength + 1e-5) - outer(strength - 1e-5)) / 2e-5
     assert abs(slope) < 1e-8
+
+
+def test_complexity_benchmark(tmp_path):
+    example = load("complexity", EXAMPLES / "benchmarks")
+    lines = example.main(["--quick", "--output", str(tmp_path)])
+    assert {line[1] for line in lines} == set(example.METHODS)
+    assert all(line[4] > 0 for line in lines)
+    for name in ("complexity.csv", "complexity.png"):
+        assert (tmp_path / name).stat().st_size > 100
