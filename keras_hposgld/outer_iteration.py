@@ -50,6 +50,7 @@ def run_outer_iteration(
         first_step=tf.cast(sampler.iterations.value, tf.int32),
         seed=sampler.chain_seed,
         memory=tensors(memory),
+        names=tuple(v.path for v in problem.hyperparameters),
     )
     estimate = estimators.run_chain(
         estimator, chain, tensors(start), inner_batches, outer_batches

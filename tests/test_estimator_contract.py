@@ -179,18 +179,27 @@ def test_structure_shapes_and_dtype_are_kept(alias, dtype):
 
 
 @pytest.mark.parametrize("alias", ALL)
-def test_unused_hyperparameter_gets_zero(alias):
+def test_unused_hyperparameter_gets_zero_and_is_reported(alias):
     problem = hs.BilevelProblem(
         lambda h, w, batch: (w - h[0]) ** 2, lambda h, w, batch: w**2
     )
-    result = solve(
-        alias,
-        problem,
-        [tf.constant(1.0), tf.constant([1.0, 2.0])],
-        tf.constant(0.5),
-    )
+    hyperparameters = [tf.constant(1.0), tf.constant([1.0, 2.0])]
+    with pytest.warns(UserWarning, match="depends on: number 1."):
+        result = solve(alias, problem, hyperparameters, tf.constant(0.5))
     assert float(result.hypergradient[0]) != 0
     np.testing.assert_array_equal(result.hypergradient[1], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("alias", ALL)
+def test_used_hyperparameters_are_not_reported(rng, alias, recwarn):
+    ridge = problems.Ridge(rng)
+    solve(
+        alias,
+        ridge.problem,
+        tf.constant(ridge.strengths),
+        tf.constant(ridge.start),
+    )
+    assert not [w for w in recwarn if "depends on" in str(w.message)]
 
 
 @pytest.mark.parametrize("alias", ALL)

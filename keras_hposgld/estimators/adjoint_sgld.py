@@ -120,6 +120,7 @@ class AdjointSGLD(HypergradientEstimator):
         hessian_q = inner.pullback(state.q)[len(hypers) :]
         q = plus_scaled(plus_scaled(state.q, -alpha, hessian_q), alpha, v)
         mixed = inner.pullback(q)[: len(hypers)]
+        chain.report_unused(mixed, direct)
         sample = plus(plus_scaled(zeros_like(hypers), -1.0, mixed), direct)
 
         number = index + 1 - self.burn_in

@@ -9,6 +9,7 @@ import it in `estimators/__init__.py`.
 """
 
 import abc
+import warnings
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -63,6 +64,7 @@ class Chain(NamedTuple):
         seed: Integer tensor of shape `(2,)`.
         memory: What the estimate of the chain before this one had as its
             `memory`; empty at first, or where nothing is remembered.
+        names: Tuple of strings, what to call the hyperparameters in messages.
     """
 
     problem: BilevelProblem
@@ -71,6 +73,7 @@ class Chain(NamedTuple):
     first_step: Any
     seed: tf.Tensor
     memory: Any = ()
+    names: tuple = ()
 
     def move(self, params: list, gradients: list, index) -> list:
         """The params after inner step number `index` of the chain."""
@@ -80,6 +83,29 @@ class Chain(NamedTuple):
     def learning_rate(self, index, dtype) -> tf.Tensor:
         """The learning rate of inner step number `index` of the chain."""
         return self.sampler.learning_rate_at(self.first_step + index, dtype)
+
+    def report_unused(self, mixed: list, direct: list) -> None:
+        """Warns of hyperparameters that neither objective depends on.
+
+        Args:
+            mixed: Products with the mixed derivative, `None` where there is
+                no dependence.
+            direct: Derivatives of the outer objective, likewise.
+        """
+        if self.problem.initial_params is not None:
+            return  # the start may depend on them
+        unused = [
+            self.names[position] if self.names else f"number {position}"
+            for position, parts in enumerate(zip(mixed, direct, strict=True))
+            if parts == (None, None)
+        ]
+        if unused:
+            warnings.warn(
+                "The hypergradient is zero for hyperparameters that neither "
+                "the gradient of the inner objective nor the outer objective "
+                f"depends on: {', '.join(unused)}.",
+                stacklevel=2,
+            )
 
 
 class HypergradientEstimator(abc.ABC):

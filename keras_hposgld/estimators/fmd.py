@@ -146,6 +146,15 @@ class FMD(HypergradientEstimator):
             hypers,
             now.params,
         )
+        # What the directions do not tell: whether there is any dependence.
+        inner = descent.linearize_inner(
+            chain,
+            now.params,
+            now.carry,
+            batch_at(inner_batches, self.num_steps - 1),
+            hypers,
+        )
+        chain.report_unused(inner.pullback(v), direct)
         rows = sum(tensor.shape.num_elements() for tensor in hypers)
         total = tf.add_n(
             [

@@ -144,6 +144,7 @@ class HPOSGLD(HypergradientEstimator):
         f, direct, v = value_and_gradients(outer_objective, hypers, params)
         products = inner.pullback(v)
         mixed, hessian = products[: len(hypers)], products[len(hypers) :]
+        chain.report_unused(mixed, direct)
         alpha = chain.learning_rate(index, dtype)
         g = plus_scaled(state.g, -alpha, mixed)
         u = plus_scaled(state.u, -alpha, hessian)

@@ -78,6 +78,7 @@ class ImplicitEstimator(HypergradientEstimator):
                 'use "hpo_sgld", "rmd" or "fmd", or let the inner objective '
                 "pull to the start (iMAML)."
             )
+        chain.report_unused(mixed, direct)
         negative = plus_scaled(zeros_like(hypers), -1.0, mixed)
         return Estimate(
             hypergradient=plus(negative, direct),

@@ -127,6 +127,7 @@ class RMD(HypergradientEstimator):
                 [*hypers, *params],
             )
             products = inner.pullback(adjoint)
+            chain.report_unused(products[: len(hypers)], direct)
             alpha = chain.learning_rate(index, params[0].dtype)
             return (
                 index - 1,

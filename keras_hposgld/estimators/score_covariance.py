@@ -114,6 +114,7 @@ class ScoreCovariance(HypergradientEstimator):
             hypers,
             params,
         )
+        chain.report_unused(score, direct)
         # Welford's update: means, and products of deviations from them.
         number = index + 1 - self.burn_in
         weight = tf.cast(number > 0, dtype) / tf.cast(
