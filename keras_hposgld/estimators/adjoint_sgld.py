@@ -52,9 +52,10 @@ class AdjointSGLD(HypergradientEstimator):
     """A forward adjoint over an SGLD chain.
 
     An inner step costs what one of HPO-SGLD costs and a product with the
-    Hessian of the inner objective. It forgets where the chain started, and
-    needs a chain that mixes: between separated wells at low temperature no
-    local estimator is right.
+    Hessian of the inner objective. It forgets where the chain started. It needs
+    a chain that mixes without crossing barriers: between separated wells no
+    local estimator is right, and on the way over a barrier q explodes, so that
+    the mean rests on rare huge values (measured in the documentation).
 
     Args:
         burn_in: Integer `>= 0`. Defaults to `10`.

@@ -76,7 +76,12 @@ class RMD(HypergradientEstimator):
     def init(self, chain: Chain, params: list) -> RMDState:
         now = descent.start(chain, params)
         path = tf.nest.map_structure(
-            lambda x: tf.zeros([self.num_kept, *x.shape], x.dtype),
+            lambda x: tf.TensorArray(
+                x.dtype,
+                size=self.num_kept,
+                element_shape=x.shape,
+                clear_after_read=False,
+            ),
             (now.params, now.carry),
         )
         return RMDState(now, path)
@@ -87,13 +92,10 @@ class RMD(HypergradientEstimator):
         # Steps before the last K overwrite one another in the first place.
         place = tf.maximum(index - (self.num_steps - self.num_kept), 0)
 
-        def keep(kept, x):
-            return tf.tensor_scatter_nd_update(
-                kept, [[place]], tf.expand_dims(x, 0)
-            )
-
         path = tf.nest.map_structure(
-            keep, state.path, (state.now.params, state.now.carry)
+            lambda kept, x: kept.write(place, x),
+            state.path,
+            (state.now.params, state.now.carry),
         )
         return RMDState(
             descent.descend(chain, state.now, index, inner_batch), path
@@ -117,7 +119,7 @@ class RMD(HypergradientEstimator):
 
         def walk_back(index, adjoint, h):
             params, carry = tf.nest.map_structure(
-                lambda kept: kept[index - first], state.path
+                lambda kept: kept.read(index - first), state.path
             )
             inner = descent.linearize_inner(
                 chain,
