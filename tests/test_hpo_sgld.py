@@ -443,5 +443,9 @@ def test_bad_problems_are_refused():
         solve(hs.BilevelProblem(lambda h, w, b: h * w, scalar), params=[1.0])
     with pytest.raises(ValueError, match="`params` must be given"):
         solve(hs.BilevelProblem(scalar, scalar), params=None)
+    with pytest.raises(TypeError, match="`hyperparameters` must hold fl.*int"):
+        solve(hs.BilevelProblem(scalar, scalar), hyperparameters=1)
+    with pytest.raises(TypeError, match="`params` must hold floating"):
+        solve(hs.BilevelProblem(scalar, scalar), params=[1])
     with pytest.raises(ValueError, match="`hyperparameters` must hold"):
         solve(hs.BilevelProblem(scalar, scalar), hyperparameters=[])

@@ -99,6 +99,7 @@ def hypergradient(
     Raises:
         ValueError: If there are no hyperparameters; if `params` is missing;
             if there are fewer batches than the chain needs.
+        TypeError: If a tensor is not of a floating-point dtype.
 
     Example:
 
@@ -131,9 +132,7 @@ def hypergradient(
     ```
     """
     estimator = get(estimator)
-    hyperparameters = tf.nest.map_structure(
-        tf.convert_to_tensor, hyperparameters
-    )
+    hyperparameters = _float_tensors("hyperparameters", hyperparameters)
     if not tf.nest.flatten(hyperparameters):
         raise ValueError(
             "`hyperparameters` must hold at least one tensor. "
@@ -146,7 +145,7 @@ def hypergradient(
             "`params` must be given where the problem has no "
             "`initial_params`. Received: params=None."
         )
-    params = tf.nest.map_structure(tf.convert_to_tensor, params)
+    params = _float_tensors("params", params)
     for name, batches in (
         ("inner_batches", inner_batches),
         ("outer_batches", outer_batches),
@@ -174,6 +173,18 @@ def hypergradient(
         ),
         params=tf.nest.pack_sequence_as(params, estimate.params),
     )
+
+
+def _float_tensors(name, structure):
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, structure)
+    for tensor in tf.nest.flatten(tensors):
+        if not tensor.dtype.is_floating:
+            raise TypeError(
+                f"`{name}` must hold floating-point tensors, or nothing can be "
+                f"differentiated by them. Received: a tensor of dtype "
+                f"{tensor.dtype.name}."
+            )
+    return tensors
 
 
 def _check_batches(name, batches, num_steps):
