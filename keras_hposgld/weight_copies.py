@@ -20,8 +20,12 @@ class WeightCopies(keras.layers.Layer):
     def build(self, input_shape=None):
         """Does nothing: see `build_for`."""
 
-    def build_for(self, weights: list[keras.Variable]) -> None:
-        """Creates the copies as zeros, for saved ones to be loaded into."""
+    def build_for(self, weights: list) -> None:
+        """Creates the copies as zeros, unless they are there.
+
+        Args:
+            weights: List of what has a shape and a dtype.
+        """
         if not self.values:
             self.values = [
                 keras.Variable(
@@ -34,6 +38,13 @@ class WeightCopies(keras.layers.Layer):
                 for position, weight in enumerate(weights)
             ]
             self.built = True
+
+    def load_own_variables(self, store) -> None:
+        """Loads the copies, also before `compile` has said that any exist."""
+        saved = [store[str(position)] for position in range(len(store.keys()))]
+        self.build_for(saved)
+        for value, array in zip(self.values, saved, strict=True):
+            value.assign(array)
 
     def remember(self, weights: list[keras.Variable]) -> None:
         """Copies the weights as they are now."""

@@ -456,12 +456,23 @@ def test_start_initial_begins_every_chain_at_the_first_weights(tmp_path):
     ):
         np.testing.assert_array_equal(a, b)
     learner.save(tmp_path / "learner.keras")
-    loaded = keras.models.load_model(tmp_path / "learner.keras")
-    loaded.fit(x, y, steps_per_epoch=1, **data)
-    for a, b in zip(
-        loaded.trainable_variables, once.trainable_variables, strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    for compiled in (True, False):
+        loaded = keras.models.load_model(
+            tmp_path / "learner.keras", compile=compiled
+        )
+        if not compiled:
+            loaded.compile(
+                start="initial",
+                optimizer=hs.SGLD(0.1),
+                loss=learner.loss,
+                hypergradient=hs.estimators.HPOSGLD(2, 3),
+                hyper_optimizer=keras.optimizers.SGD(0.0),
+            )
+        loaded.fit(x, y, steps_per_epoch=1, **data)
+        for a, b in zip(
+            loaded.trainable_variables, once.trainable_variables, strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_learning_rate_scheduler_and_schedules_change_the_inner_steps():
