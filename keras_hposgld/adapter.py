@@ -146,7 +146,17 @@ def loss_function(loss) -> Callable:
     Args:
         loss: What `keras.losses.get` takes: a name, a function of
             `(y, y_pred)`, or a `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If it is a dictionary or list of losses.
     """
+    if isinstance(loss, dict | list | tuple):
+        raise ValueError(
+            "`outer_loss` must be one loss. "
+            f"Received: outer_loss={loss!r}. For a model with several outputs "
+            "pass a function of all targets and predictions, or None for the "
+            "compiled loss."
+        )
     loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
         return loss

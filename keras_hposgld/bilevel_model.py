@@ -38,9 +38,9 @@ class BilevelModel(SavedLearner):
     Args:
         model: `keras.Model` with learnable hyperparameters, such as
             `LearnableL2` as `kernel_regularizer`.
-        regularizer: A learnable regularizer to attach to every kernel of a
-            model that was made without one: each gets strengths of its own.
-            Defaults to `None`.
+        regularizer: A learnable regularizer to attach to every kernel (weight
+            whose name ends so) of a model that was made without one: each gets
+            strengths of its own. Defaults to `None`.
         seed: Integer: the order of the examples. `None`, the default, draws
             one from Python's generator, which `keras.utils.set_random_seed`
             fixes.
@@ -118,7 +118,8 @@ class BilevelModel(SavedLearner):
         """The objects that own the hyperparameters of the built model."""
         if self.regularizer is not None:
             for weight in self.model.trainable_variables:
-                if len(weight.shape) > 1 and weight.regularizer is None:
+                is_kernel = weight.name.endswith("kernel")
+                if is_kernel and weight.regularizer is None:
                     self.regularizer.attach(weight)
         return find_hyperparameters(self.model)
 
@@ -202,17 +203,23 @@ class BilevelModel(SavedLearner):
         self.guard.max_skipped_updates = estimators.check_count(
             "max_skipped_updates", max_skipped_updates, 1
         )
-        super().compile(
-            optimizer=optimizer,
-            loss=loss,
-            metrics=metrics,
-            auto_scale_loss=False,
-            **keras_arguments,
-        )
+        plain = {"loss": loss, "metrics": metrics} | keras_arguments
+        super().compile(optimizer=optimizer, auto_scale_loss=False, **plain)
+        # In a function, lest Keras track the metrics a second time.
+        self.plain_compile_arguments = lambda: plain
         self.hypergradient = estimators.get(hypergradient)
+        previous = getattr(self, "hyper_optimizer", None)
         self.hyper_optimizer = keras.optimizers.get(
             hyper_optimizer or keras.optimizers.Adam(0.05)
         )
+        if self.hyper_optimizer.built and self.hyper_optimizer is not previous:
+            raise ValueError(
+                "`hyper_optimizer` must be one that has not been used for "
+                f"other variables. Received: {self.hyper_optimizer!r}, which "
+                "is built. Make a new one."
+            )
+        if outer_loss is not None:
+            adapter.loss_function(outer_loss)  # refuses what it cannot take
         self.outer_loss = outer_loss
         self.start = start
         self.layer_state = layer_state
@@ -312,12 +319,17 @@ class BilevelModel(SavedLearner):
         )
         adapter.build_on(self, inner.first_batch())
         self._prepare()
-        finished = int(self.outer_iterations)
-        if self.start == "initial" and finished == 0:
+        if self.start == "initial" and not self.starting_weights.are_set:
             self.starting_weights.remember(self.trainable_variables)
         num_steps = self.hypergradient.num_steps
         return super().fit(
-            levels.chains(inner, outer, num_steps, finished),
+            levels.chains(
+                inner,
+                outer,
+                num_steps,
+                # Read when the data are: a callback may have restored it.
+                first=lambda: int(self.outer_iterations),
+            ),
             epochs=epochs,
             steps_per_epoch=steps_per_epoch
             or levels.chains_per_pass(inner, num_steps),
@@ -390,9 +402,17 @@ class BilevelModel(SavedLearner):
         logs = super().evaluate(x, y, return_dict=True, **arguments)
         if return_dict:
             return logs
-        order = self.get_metrics_result()
-        values = [logs[k] for k in order if k in logs and k != "outer_loss"]
-        return values[0] if len(values) == 1 else values
+        del logs["outer_loss"]
+        # Private to Keras, and used so that the list is in no other order.
+        return self._flatten_metrics_in_order(logs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Refused: an outer iteration takes two levels of batches."""
+        raise RuntimeError(
+            "`train_on_batch` cannot be called: one outer iteration takes a "
+            "chain of inner batches and as many outer ones. Use "
+            "`fit(..., outer_data=..., steps_per_epoch=1)`."
+        )
 
     def export(self) -> keras.Model:
         """A plain Keras model, which loads without `keras_hposgld`.

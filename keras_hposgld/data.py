@@ -36,7 +36,9 @@ class ArrayData:
     """
 
     def __init__(self, name, examples, batch_size, shuffle=True, seed=0):
-        self.examples = keras.tree.map_structure(_as_tensor, examples)
+        self.examples = as_tuples(
+            keras.tree.map_structure(_as_tensor, examples)
+        )
         lengths = {
             int(tensor.shape[0]) for tensor in tf.nest.flatten(self.examples)
         }
@@ -73,11 +75,11 @@ class ArrayData:
             lambda x: x[: self.batch_size], self.examples
         )
 
-    def chains(self, num_steps: int, first: int = 0) -> tf.data.Dataset:
-        """Stacked batches for chain number `first`, `first + 1`, ..."""
+    def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
+        """Stacked batches for chain number `first()`, `first() + 1`, ..."""
 
         def draw():
-            for chain in itertools.count(first):
+            for chain in itertools.count(first()):
                 yield self._indices(chain * num_steps, num_steps)
 
         indices = tf.data.Dataset.from_generator(
@@ -132,13 +134,21 @@ class StreamData:
                 f"`{name}` must hold at least one batch. "
                 "Received: an empty dataset."
             )
-        if any(tensor.shape.rank == 0 for tensor in tf.nest.flatten(first)):
+        if not isinstance(first, tuple) or len(first) not in (2, 3):
             raise ValueError(
-                f"`{name}` must be a dataset of batches. Received: a dataset "
-                "with scalars in its elements. Call `dataset.batch(...)`."
+                f"The elements of `{name}` must be (x, y) or "
+                "(x, y, sample_weight). Received: elements of type "
+                f"{type(first).__name__}."
+            )
+        shapes = [tuple(tensor.shape) for tensor in tf.nest.flatten(first)]
+        if () in shapes or len({shape[0] for shape in shapes}) != 1:
+            raise ValueError(
+                f"`{name}` must be a dataset of batches, whose tensors have "
+                f"one length. Received: tensors of shapes {shapes}. Call "
+                "`dataset.batch(...)`."
             )
         self._first = first
-        self.batch_size = int(tf.nest.flatten(first)[0].shape[0])
+        self.batch_size = shapes[0][0]
 
     @property
     def batches_per_pass(self) -> float:
@@ -159,17 +169,36 @@ class StreamData:
     def first_batch(self):
         return self._first
 
-    def chains(self, num_steps: int, first: int = 0) -> tf.data.Dataset:
+    def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
         """Stacked batches for one chain after the other.
 
         The dataset is read from its beginning, whatever `first` is. Batches
         are cut anew across passes, so that a short last one does no harm.
         """
         del first
-        batches = self.dataset.repeat().rebatch(
-            self.batch_size, drop_remainder=True
+
+        def with_rank(*batch):
+            # A generator may not say what its elements look like.
+            def known(tensor, like):
+                return tf.ensure_shape(tensor, [None, *like.shape[1:]])
+
+            return tf.nest.map_structure(known, batch, self._first)
+
+        batches = (
+            self.dataset.map(with_rank)
+            .repeat()
+            .rebatch(self.batch_size, drop_remainder=True)
         )
         return batches.batch(num_steps, drop_remainder=True)
+
+
+def as_tuples(structure):
+    """A structure with tuples for lists: what a dataset makes of it."""
+    if isinstance(structure, dict):
+        return {key: as_tuples(value) for key, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return tuple(as_tuples(value) for value in structure)
+    return structure
 
 
 def _as_tensor(array):

@@ -1,10 +1,11 @@
-"""Plain Keras models made from learned ones."""
+"""Plain Keras models from learned ones, and plain training of learned ones."""
 
 import warnings
 
 import keras
 import numpy as np
 
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.weight_penalty import WeightPenalty
 
 
@@ -13,44 +14,76 @@ def export_model(model: keras.Model) -> keras.Model:
 
     Keras's regularizers take one number. A learned strength per tensor is that
     number. Finer strengths are replaced by the number with which the penalty
-    of the weight, as it is now, stays the same.
+    of the weight, as it is now, stays the same. What Keras has no place for is
+    left out, with a warning.
 
     Args:
         model: Built Sequential or Functional `keras.Model`, or a subclass with
             `get_config`.
 
     Returns:
-        `keras.Model` with the same weights, predictions and losses.
+        `keras.Model` with the same weights and predictions.
+
+    Raises:
+        ValueError: If a layer of the user's own makes a learned regularizer
+            that its config does not show.
     """
 
     def plain(layer):
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):
-            for key, penalties in _regularizer_entries(layer, config).items():
-                config[key] = _constant_regularizer(layer, penalties)
+            config = _with_constants(layer, config)
         return type(layer).from_config(config)
 
     exported = clone(model, plain)
     copy_weights(model.weights, exported.weights)
+    for weight in exported.weights:
+        if isinstance(weight.regularizer, Hyperparameter | WeightPenalty):
+            raise ValueError(
+                "The model cannot be exported: a layer makes a learned "
+                "regularizer that its `get_config` does not show. Received: "
+                f"weight {weight.path!r}. Pass the regularizer to the layer "
+                "as an argument, and return it from `get_config`."
+            )
     return exported
 
 
 def clone(model: keras.Model, function=None) -> keras.Model:
-    """`keras.models.clone_model`, for subclassed models as well."""
+    """`keras.models.clone_model`, for subclassed models as well.
+
+    Layers that were adapted to data (`Normalization`, `TextVectorization` and
+    their like) are shared with the copy: part of their state is no weight.
+
+    Args:
+        model: `keras.Model`.
+        function: Function from a layer to its copy. `None` (default): one
+            from the layer's config.
+    """
+
+    def copy(layer):
+        if hasattr(layer, "adapt"):
+            return layer
+        if function is not None:
+            return function(layer)
+        return type(layer).from_config(layer.get_config())
+
     if isinstance(model, keras.Sequential) or hasattr(model, "operations"):
         return keras.models.clone_model(
-            model, clone_function=function, recursive=function is not None
+            model, clone_function=copy, recursive=True
         )
-    if function is None:
-        copy = type(model).from_config(model.get_config())
-    else:
-        copy = function(model)
-    copy.build_from_config(model.get_build_config())
-    return copy
+    result = copy(model)
+    result.build_from_config(model.get_build_config())
+    return result
 
 
-def copy_weights(source: list, target: list) -> None:
-    """Assigns weights pairwise; those of learned regularizers left out."""
+def copy_weights(source: list, target: list, trainable: bool = True) -> None:
+    """Assigns weights pairwise; those of learned regularizers left out.
+
+    Args:
+        source: List of variables.
+        target: List of variables.
+        trainable: Whether the trainable ones are copied, too.
+    """
 
     def own(weights):
         strengths = {
@@ -62,25 +95,44 @@ def copy_weights(source: list, target: list) -> None:
         return [weight for weight in weights if id(weight) not in strengths]
 
     for old, new in zip(own(source), own(target), strict=True):
-        new.assign(old)
+        if trainable or not old.trainable:
+            new.assign(old)
+
+
+def _with_constants(layer, config):
+    """A layer's config, with a constant in each place of a learned penalty."""
+    by_owner = {}
+    for weight in layer.weights:
+        penalty = weight.regularizer
+        if isinstance(penalty, WeightPenalty):
+            by_owner.setdefault(id(penalty.owner), []).append(penalty)
+    for penalties in by_owner.values():
+        owner = penalties[0].owner
+        if _find(config, owner):
+            # One place, which Keras may hand to several weights.
+            constant = _constant_regularizer(layer, penalties)
+            config = _replaced(config, owner, constant)
+            continue
+        for penalty in penalties:  # attached from outside
+            place = _empty_place(penalty.weight.name, config)
+            if place is None:
+                _warn(layer, penalty, "its config has no place for one")
+            else:
+                config[place] = _constant_regularizer(layer, [penalty])
+    return config
 
 
 def _constant_regularizer(layer, penalties: list[WeightPenalty]):
     """The regularizer of Keras that takes the place of learned ones."""
-    owner = penalties[0].owner
-    if len(penalties) > 1 or owner.center is not None:
-        reason = (
-            "Keras gives one object to several weights of it"
-            if owner.center is None
-            else "Keras has none that pulls to the initial weights"
+    penalty = penalties[0]
+    if len(penalties) > 1:
+        return _warn(
+            layer, penalty, "Keras gives one object to several weights of it"
         )
-        warnings.warn(
-            f"The exported layer {layer.name!r} has no regularizer in place "
-            f"of {owner.name!r}: {reason}.",
-            stacklevel=2,
+    if penalty.center is not None:
+        return _warn(
+            layer, penalty, "Keras has none that pulls to the initial weights"
         )
-        return None
-    (penalty,) = penalties
     weight = penalty.weight.numpy()
     constants = {}
     for power, value in penalty.strength_values().items():
@@ -89,26 +141,18 @@ def _constant_regularizer(layer, penalties: list[WeightPenalty]):
         constants[power] = float(
             (value * size).sum() / total if total > 0 else value.mean()
         )
-    return keras.regularizers.L1L2(**constants)
+    return keras.regularizers.serialize(keras.regularizers.L1L2(**constants))
 
 
-def _regularizer_entries(layer, config):
-    """Config keys of learned regularizers, each with its penalties."""
-    entries = {}
-    for weight in layer.weights:
-        penalty = weight.regularizer
-        if not isinstance(penalty, WeightPenalty):
-            continue
-        keys = [k for k, v in config.items() if _names(v, penalty.owner)]
-        if not keys and f"{weight.name}_regularizer" in config:
-            # Attached from outside: the config has an empty place for it.
-            keys = [f"{weight.name}_regularizer"]
-        for key in keys[:1]:
-            entries.setdefault(key, []).append(penalty)
-    return entries
+def _warn(layer, penalty, reason):
+    warnings.warn(
+        f"The exported layer {layer.name!r} has no regularizer in place of "
+        f"{penalty.owner.name!r} on {penalty.path!r}: {reason}.",
+        stacklevel=2,
+    )
 
 
-def _names(value, owner):
+def _is_config_of(value, owner):
     return (
         isinstance(value, dict)
         and value.get("class_name") == type(owner).__name__
@@ -116,8 +160,40 @@ def _names(value, owner):
     )
 
 
+def _find(config, owner):
+    if _is_config_of(config, owner):
+        return True
+    if isinstance(config, dict):
+        return any(_find(value, owner) for value in config.values())
+    if isinstance(config, list | tuple):
+        return any(_find(value, owner) for value in config)
+    return False
+
+
+def _replaced(config, owner, constant):
+    if _is_config_of(config, owner):
+        return constant
+    if isinstance(config, dict):
+        return {k: _replaced(v, owner, constant) for k, v in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(_replaced(v, owner, constant) for v in config)
+    return config
+
+
+def _empty_place(weight_name, config):
+    """The config key of a weight's regularizer, where it holds none."""
+    stem = weight_name.removesuffix("_kernel")
+    for name in (weight_name, stem, "depthwise"):
+        key = f"{name}_regularizer"
+        if key in config and config[key] is None:
+            return key
+    return None
+
+
 def refit(learner, optimizer, x, y, **fit_arguments):
     """Trains fresh weights under learned strengths; see `BilevelModel.refit`.
+
+    Only what is trained starts afresh: frozen layers and statistics stay.
 
     Args:
         learner: Compiled `BilevelModel`.
@@ -133,10 +209,11 @@ def refit(learner, optimizer, x, y, **fit_arguments):
     ):
         if isinstance(old.regularizer, WeightPenalty):
             _hand_over(old.regularizer, new)
-    config = keras.Model.get_compile_config(learner)
-    arguments = keras.saving.deserialize_keras_object(config)
-    arguments["optimizer"] = optimizer or arguments["optimizer"]
-    fresh.compile(**arguments)
+    copy_weights(model.weights, fresh.weights, trainable=False)
+    if optimizer is None:
+        sampler = learner.optimizer
+        optimizer = type(sampler).from_config(sampler.get_config())
+    fresh.compile(optimizer=optimizer, **learner.plain_compile_arguments())
     history = fresh.fit(x, y, **fit_arguments)
     copy_weights(fresh.weights, model.weights)
     return history

@@ -49,14 +49,6 @@ def from_fit_arguments(
                     "weight the dataset itself: its elements may be "
                     "(x, y, sample_weight)."
                 )
-    if class_weight is not None:
-        x, y, sample_weight = examples
-        if sample_weight is not None:
-            raise ValueError(
-                "`class_weight` and `sample_weight` exclude each other. "
-                "Received: both."
-            )
-        examples = (x, y, weights_of_classes(y, class_weight))
     if validation_split and validation_data is None:
         examples, validation_data = split_off(
             examples, validation_split, "validation_split"
@@ -68,6 +60,14 @@ def from_fit_arguments(
                 f"Received: both, outer_split={outer_split}."
             )
         examples, outer_data = split_off(examples, outer_split, "outer_split")
+    if class_weight is not None:
+        x, y, sample_weight = examples
+        if sample_weight is not None:
+            raise ValueError(
+                "`class_weight` and `sample_weight` exclude each other. "
+                "Received: both."
+            )
+        examples = (x, y, weights_of_classes(y, class_weight))
     if outer_data is None:
         raise ValueError(
             "`outer_data` must be given: the hyperparameters are learned on "
@@ -82,7 +82,9 @@ def from_fit_arguments(
     outer = level_data(
         "outer_data",
         *keras.utils.unpack_x_y_sample_weight(outer_data),
-        batch_size=outer_batch_size or (None if is_stream else batch_size),
+        batch_size=batch_size
+        if outer_batch_size is None and not is_stream
+        else outer_batch_size,
         shuffle=shuffle,
         seed=seed + 1,
     )
@@ -90,14 +92,15 @@ def from_fit_arguments(
     return inner, outer, validation_data
 
 
-def chains(inner, outer, num_steps: int, first: int) -> tf.data.Dataset:
+def chains(inner, outer, num_steps: int, first) -> tf.data.Dataset:
     """Dataset of pairs: the stacked inner and outer batches of one chain.
 
     Args:
         inner: `ArrayData` or `StreamData`.
         outer: Likewise.
         num_steps: Integer, the length of a chain.
-        first: Integer, the number of chains drawn before.
+        first: Function that returns the number of chains drawn before. It is
+            called when the dataset is iterated over.
     """
     pairs = tf.data.Dataset.zip(
         (inner.chains(num_steps, first), outer.chains(num_steps, first))
@@ -164,9 +167,13 @@ def check_same_structure(training, outer) -> None:
     ):
         try:
             tf.nest.assert_same_structure(a, b)
+            # Targets of either kind of number may serve one loss.
             same = all(
                 s.shape.as_list() == t.shape.as_list()
-                and s.dtype.is_floating == t.dtype.is_floating
+                and (
+                    part == "targets"
+                    or s.dtype.is_floating == t.dtype.is_floating
+                )
                 for s, t in zip(
                     tf.nest.flatten(a), tf.nest.flatten(b), strict=True
                 )
@@ -213,6 +220,12 @@ def weights_of_classes(y, class_weight: dict) -> np.ndarray:
         y: Array of integer classes, `(n,)` or `(n, 1)`, or one-hot, `(n, k)`.
         class_weight: Dictionary from class to weight; 1 where it has none.
     """
+    if isinstance(y, dict | list | tuple):
+        raise ValueError(
+            "`class_weight` needs one array of targets. "
+            f"Received: targets of type {type(y).__name__}. Pass "
+            "`sample_weight` instead."
+        )
     y = np.asarray(y)
     classes = y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)
     return np.array(

@@ -93,6 +93,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
     def added_to(cls, callbacks):
         """The callbacks that a user passed to `fit`, and this one."""
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(cls())
+            callbacks.callbacks.append(cls())
+            callbacks.set_model(callbacks.model)
             return callbacks
         return [*keras.tree.flatten(callbacks or []), cls()]

@@ -47,6 +47,8 @@ class SavedLearner(keras.Model):
         return cls(**config)
 
     def get_compile_config(self) -> dict:
+        if not self.compiled:
+            return super().get_compile_config()
         own = {
             "hypergradient": self.hypergradient,
             "hyper_optimizer": self.hyper_optimizer,

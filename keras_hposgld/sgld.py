@@ -20,6 +20,7 @@ temperature`, and its `kappa` is `noise_scale`.
 """
 
 import math
+import numbers
 import random
 
 import keras
@@ -65,7 +66,9 @@ def langevin_step(
     scale = noise_scale * tf.sqrt(
         learning_rate * tf.constant(2.0 * temperature, param.dtype)
     )
-    return moved + scale * unit_noise(param.shape, param.dtype, noise, seed)
+    static = param.shape.is_fully_defined()
+    shape = param.shape if static else tf.shape(param)
+    return moved + scale * unit_noise(shape, param.dtype, noise, seed)
 
 
 def unit_noise(shape, dtype, noise, seed):
@@ -76,12 +79,12 @@ def unit_noise(shape, dtype, noise, seed):
     those: by the Box-Muller transform, or from single bits.
 
     Args:
-        shape: Static shape.
+        shape: Static shape, or integer tensor.
         dtype: Floating-point dtype of the result.
         noise: `"gaussian"` or `"rademacher"`.
         seed: Integer tensor of shape `(2,)`.
     """
-    size = math.prod(shape)
+    size = tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
     if noise == "rademacher":
         words = _random_words([-(-size // 32), 1], seed)
         bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
@@ -169,7 +172,7 @@ class SGLD(keras.optimizers.Optimizer):
         global_clipnorm: float | None = None,
         name: str = "sgld",
     ):
-        if isinstance(learning_rate, int | float):
+        if isinstance(learning_rate, numbers.Real):
             learning_rate = float(learning_rate)
             if not (math.isfinite(learning_rate) and learning_rate > 0):
                 raise ValueError(

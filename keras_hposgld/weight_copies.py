@@ -11,11 +11,13 @@ class WeightCopies(keras.layers.Layer):
 
     Attributes:
         values: List of variables, empty until `build_for` was called.
+        are_set: Whether they hold copies, and not their initial zeros.
     """
 
     def __init__(self, name: str):
         super().__init__(name=name, trainable=False)
         self.values = []
+        self.are_set = False
 
     def build(self, input_shape=None):
         """Does nothing: see `build_for`."""
@@ -42,11 +44,15 @@ class WeightCopies(keras.layers.Layer):
     def load_own_variables(self, store) -> None:
         """Loads the copies, also before `compile` has said that any exist."""
         saved = [store[str(position)] for position in range(len(store.keys()))]
+        if not saved:
+            return  # saved by a learner that had none
         self.build_for(saved)
+        self.are_set = True
         for value, array in zip(self.values, saved, strict=True):
             value.assign(array)
 
     def remember(self, weights: list[keras.Variable]) -> None:
         """Copies the weights as they are now."""
+        self.are_set = True
         for value, weight in zip(self.values, weights, strict=True):
             value.assign(weight)

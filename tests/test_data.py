@@ -11,7 +11,7 @@ from keras_hposgld.data import StreamData
 
 def drawn(data, num_steps, num_chains, first=0):
     """The first inputs of the stacked batches, as one array."""
-    chains = data.chains(num_steps, first).take(num_chains)
+    chains = data.chains(num_steps, lambda: first).take(num_chains)
     return np.stack([x.numpy() for x, *_ in chains])
 
 

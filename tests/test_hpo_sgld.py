@@ -444,8 +444,15 @@ def test_bad_problems_are_refused():
     with pytest.raises(ValueError, match="`params` must be given"):
         solve(hs.BilevelProblem(scalar, scalar), params=None)
     with pytest.raises(TypeError, match="`hyperparameters` must hold fl.*int"):
-        solve(hs.BilevelProblem(scalar, scalar), hyperparameters=1)
+        solve(hs.BilevelProblem(scalar, scalar), tf.constant(1))
     with pytest.raises(TypeError, match="`params` must hold floating"):
-        solve(hs.BilevelProblem(scalar, scalar), params=[1])
+        solve(hs.BilevelProblem(scalar, scalar), params=tf.constant(1))
+    with pytest.raises(TypeError, match="`sampler` must be a"):
+        estimate(
+            hs.BilevelProblem(scalar, scalar),
+            1,
+            1,
+            sampler=keras.optimizers.SGD(0.1),
+        )
     with pytest.raises(ValueError, match="`hyperparameters` must hold"):
         solve(hs.BilevelProblem(scalar, scalar), hyperparameters=[])

@@ -99,7 +99,8 @@ def hypergradient(
     Raises:
         ValueError: If there are no hyperparameters; if `params` is missing;
             if there are fewer batches than the chain needs.
-        TypeError: If a tensor is not of a floating-point dtype.
+        TypeError: If a tensor is not of a floating-point dtype, or `sampler`
+            no `SGLD`.
 
     Example:
 
@@ -132,6 +133,11 @@ def hypergradient(
     ```
     """
     estimator = get(estimator)
+    if not isinstance(sampler, SGLD):
+        raise TypeError(
+            "`sampler` must be a `keras_hposgld.SGLD`. "
+            f"Received: sampler={sampler!r}."
+        )
     hyperparameters = _float_tensors("hyperparameters", hyperparameters)
     if not tf.nest.flatten(hyperparameters):
         raise ValueError(
@@ -176,7 +182,10 @@ def hypergradient(
 
 
 def _float_tensors(name, structure):
-    tensors = tf.nest.map_structure(tf.convert_to_tensor, structure)
+    tensors = tf.nest.map_structure(
+        lambda x: tf.convert_to_tensor(float(x) if isinstance(x, int) else x),
+        structure,
+    )
     for tensor in tf.nest.flatten(tensors):
         if not tensor.dtype.is_floating:
             raise TypeError(
