@@ -321,22 +321,16 @@ class BilevelModel(SavedLearner):
         self._prepare()
         if self.start == "initial" and not self.starting_weights.are_set:
             self.starting_weights.remember(self.trainable_variables)
-        num_steps = self.hypergradient.num_steps
+        num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
         return super().fit(
-            levels.chains(
-                inner,
-                outer,
-                num_steps,
-                # Read when the data are: a callback may have restored it.
-                first=lambda: int(self.outer_iterations),
-            ),
+            levels.chains(inner, outer, num_steps, first),
             epochs=epochs,
             steps_per_epoch=steps_per_epoch
             or levels.chains_per_pass(inner, num_steps),
             validation_data=validation_data,
             validation_batch_size=validation_batch_size or batch_size,
             shuffle=False,  # done already
-            callbacks=StopOnNonFinite.added_to(callbacks),
+            callbacks=_with(callbacks, [first, StopOnNonFinite()]),
             **keras_arguments,
         )
 
@@ -446,3 +440,12 @@ class BilevelModel(SavedLearner):
             `keras.callbacks.History` of the plain training.
         """
         return export.refit(self, optimizer, x, y, **fit_arguments)
+
+
+def _with(callbacks, own: list):
+    """The callbacks that a user passed to `fit`, then those of our own."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.callbacks.extend(own)
+        callbacks.set_model(callbacks.model)
+        return callbacks
+    return [*keras.tree.flatten(callbacks or []), *own]

@@ -88,12 +88,3 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.model.guard.raise_if_too_many()
-
-    @classmethod
-    def added_to(cls, callbacks):
-        """The callbacks that a user passed to `fit`, and this one."""
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.append(cls())
-            callbacks.set_model(callbacks.model)
-            return callbacks
-        return [*keras.tree.flatten(callbacks or []), cls()]
