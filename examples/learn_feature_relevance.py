@@ -147,7 +147,10 @@ def run_seed(seed, epochs, say):
         lambda: (
             learner,
             learner.refit(
-                stream(everything), steps_per_epoch=num_steps, verbose=0
+                stream(everything),
+                optimizer=keras.optimizers.SGD(LEARNING_RATE),
+                steps_per_epoch=num_steps,
+                verbose=0,
             ),
         ),
     )
