@@ -29,7 +29,7 @@ FULL = {
     "repeats": 5,
 }
 QUICK = {"steps": (5, 10), "strengths": (10,), "repeats": 1}
-FMD_LIMIT = 20_000  # steps times strengths: beyond, FMD takes minutes a point
+FMD_LIMIT = 10_000  # steps times strengths: beyond, a point takes minutes
 
 
 def measure(method, num_steps, num_strengths, repeats):
