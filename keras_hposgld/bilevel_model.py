@@ -77,7 +77,7 @@ class BilevelModel(SavedLearner):
     def __init__(
         self,
         model: keras.Model,
-        regularizer=None,
+        regularizer: Any = None,
         seed: int | None = None,
         name: str | None = None,
     ):
@@ -151,8 +151,8 @@ class BilevelModel(SavedLearner):
         start: str = "continue",
         layer_state: str = "carried",
         max_skipped_updates: int = 10,
-        **keras_arguments,
-    ):
+        **keras_arguments: Any,
+    ) -> None:
         """Configures both levels.
 
         Args:
@@ -252,23 +252,23 @@ class BilevelModel(SavedLearner):
 
     def fit(
         self,
-        x=None,
-        y=None,
+        x: Any = None,
+        y: Any = None,
         batch_size: int | None = None,
         epochs: int = 1,
         *,
-        outer_data=None,
+        outer_data: Any = None,
         outer_split: float = 0.0,
         outer_batch_size: int | None = None,
         validation_split: float = 0.0,
-        validation_data=None,
+        validation_data: Any = None,
         validation_batch_size: int | None = None,
         shuffle: bool = True,
         class_weight: dict | None = None,
-        sample_weight=None,
+        sample_weight: Any = None,
         steps_per_epoch: int | None = None,
-        callbacks=None,
-        **keras_arguments,
+        callbacks: Any = None,
+        **keras_arguments: Any,
     ) -> keras.callbacks.History:
         """Trains the weights and learns the hyperparameters.
 
@@ -421,7 +421,12 @@ class BilevelModel(SavedLearner):
         return export.export_model(self.model)
 
     def refit(
-        self, x=None, y=None, *, optimizer=None, **fit_arguments
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        optimizer: Any = None,
+        **fit_arguments: Any,
     ) -> keras.callbacks.History:
         """Trains fresh weights with the learned hyperparameters held fixed.
 

@@ -34,15 +34,15 @@ class HypergradientCheck(NamedTuple):
 
 def check_hypergradient(
     problem: BilevelProblem,
-    hyperparameters,
-    params=None,
+    hyperparameters: Any,
+    params: Any = None,
     *,
-    estimator="hpo_sgld",
+    estimator: Any = "hpo_sgld",
     sampler: SGLD,
     reference: str = "rmd",
-    inner_batches=None,
-    outer_batches=None,
-    seed=0,
+    inner_batches: Any = None,
+    outer_batches: Any = None,
+    seed: Any = 0,
     step: float = 1e-4,
 ) -> HypergradientCheck:
     """Compares an estimate with the exact derivative of the unrolled chain.
@@ -166,7 +166,7 @@ class ChainSummary(NamedTuple):
     is_mixed: bool
 
 
-def chain_summary(samples) -> ChainSummary:
+def chain_summary(samples: Any) -> ChainSummary:
     """Effective sample size and R-hat of chains, by TensorFlow Probability.
 
     Args:

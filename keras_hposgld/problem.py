@@ -110,7 +110,7 @@ class BilevelProblem:
             arguments += (carry,)
         return _scalar(self.outer_objective(*arguments), "outer_objective")
 
-    def on_lists(self, hyperparameters, params) -> "BilevelProblem":
+    def on_lists(self, hyperparameters: Any, params: Any) -> "BilevelProblem":
         """The same problem as functions of flat lists of tensors.
 
         Args:

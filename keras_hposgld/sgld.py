@@ -22,6 +22,7 @@ temperature`, and its `kappa` is `noise_scale`.
 import math
 import numbers
 import random
+from typing import Any
 
 import keras
 import numpy as np
@@ -162,7 +163,7 @@ class SGLD(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate=0.01,
+        learning_rate: Any = 0.01,
         temperature: float = 0.0,
         noise_scale: float = 1.0,
         noise: str = "gaussian",
@@ -211,7 +212,7 @@ class SGLD(keras.optimizers.Optimizer):
             learning_rate if isinstance(learning_rate, float) else None
         )
 
-    def learning_rate_at(self, step, dtype="float32") -> tf.Tensor:
+    def learning_rate_at(self, step: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of an inner step, as a scalar tensor.
 
         Args:
@@ -233,7 +234,7 @@ class SGLD(keras.optimizers.Optimizer):
             tf.cast(rate, dtype),
         )
 
-    def move(self, params: list, gradients: list, step, seed) -> list:
+    def move(self, params: list, gradients: list, step: Any, seed: Any) -> list:
         """Moves a list of inner weights by one step of the chain.
 
         Args:

@@ -4,6 +4,8 @@
 and go out; `run_chain` works on flat lists and serves the Keras side too.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_hposgld.estimators.estimator import batch_at
@@ -63,14 +65,14 @@ def run_chain(
 
 def hypergradient(
     problem: BilevelProblem,
-    hyperparameters,
-    params=None,
+    hyperparameters: Any,
+    params: Any = None,
     *,
-    estimator="hpo_sgld",
+    estimator: Any = "hpo_sgld",
     sampler: SGLD,
-    inner_batches=None,
-    outer_batches=None,
-    seed=0,
+    inner_batches: Any = None,
+    outer_batches: Any = None,
+    seed: Any = 0,
 ) -> Estimate:
     """Estimates the hypergradient of a bilevel problem by one chain.
 

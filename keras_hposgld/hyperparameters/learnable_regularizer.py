@@ -14,6 +14,7 @@ import contextlib
 import math
 import uuid
 import weakref
+from typing import Any
 
 import keras
 import numpy as np
@@ -66,7 +67,7 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
         initial_value: float = 1e-3,
         granularity: str = "parameter",
         max_value: float = 10.0,
-        bijector=None,
+        bijector: Any = None,
         center: str | None = None,
         name: str | None = None,
     ):
