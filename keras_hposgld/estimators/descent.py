@@ -9,6 +9,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_hposgld.derivatives import linearize_gradient
+from keras_hposgld.derivatives import value_and_gradients
+from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
 
 
@@ -48,4 +50,16 @@ def linearize_inner(chain: Chain, params, carry, inner_batch, sources):
         params,
         sources,
         chain.sampler.clip,
+    )
+
+
+def outer_at_end(chain: Chain, state: DescentState, outer_batches, num_steps):
+    """The outer objective where the chain ended, with both its derivatives."""
+    last = batch_at(outer_batches, num_steps - 1)
+    return value_and_gradients(
+        lambda params: chain.problem.outer(
+            chain.hyperparameters, params, last, state.carry
+        ),
+        chain.hyperparameters,
+        state.params,
     )

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_hposgld.derivatives import directional_derivative
-from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
@@ -136,15 +135,8 @@ class FMD(HypergradientEstimator):
         self, chain: Chain, state, inner_batches, outer_batches
     ) -> Estimate:
         hypers, now = list(chain.hyperparameters), state.now
-        f, direct, v = value_and_gradients(
-            lambda params: chain.problem.outer(
-                hypers,
-                params,
-                batch_at(outer_batches, self.num_steps - 1),
-                now.carry,
-            ),
-            hypers,
-            now.params,
+        f, direct, v = descent.outer_at_end(
+            chain, now, outer_batches, self.num_steps
         )
         # What the directions do not tell: whether there is any dependence.
         inner = descent.linearize_inner(

@@ -10,7 +10,6 @@ import abc
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
@@ -43,13 +42,8 @@ class ImplicitEstimator(HypergradientEstimator):
         self, chain: Chain, state, inner_batches, outer_batches
     ) -> Estimate:
         hypers, params = list(chain.hyperparameters), state.params
-        last = self.num_steps - 1
-        f, direct, v = value_and_gradients(
-            lambda params: chain.problem.outer(
-                hypers, params, batch_at(outer_batches, last), state.carry
-            ),
-            hypers,
-            params,
+        f, direct, v = descent.outer_at_end(
+            chain, state, outer_batches, self.num_steps
         )
 
         def linearized():
@@ -57,7 +51,7 @@ class ImplicitEstimator(HypergradientEstimator):
                 chain,
                 params,
                 state.carry,
-                batch_at(inner_batches, last),
+                batch_at(inner_batches, self.num_steps - 1),
                 [*hypers, *params],
             )
 

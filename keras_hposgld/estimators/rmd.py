@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.derivatives import vector_jacobian_product
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
@@ -105,15 +104,8 @@ class RMD(HypergradientEstimator):
         self, chain: Chain, state, inner_batches, outer_batches
     ) -> Estimate:
         hypers, now = list(chain.hyperparameters), state.now
-        f, direct, v = value_and_gradients(
-            lambda params: chain.problem.outer(
-                hypers,
-                params,
-                batch_at(outer_batches, self.num_steps - 1),
-                now.carry,
-            ),
-            hypers,
-            now.params,
+        f, direct, v = descent.outer_at_end(
+            chain, now, outer_batches, self.num_steps
         )
         first = self.num_steps - self.num_kept
 
