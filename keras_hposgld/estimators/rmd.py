@@ -90,7 +90,6 @@ class RMD(HypergradientEstimator):
     ) -> RMDState:
         # Steps before the last K overwrite one another in the first place.
         place = tf.maximum(index - (self.num_steps - self.num_kept), 0)
-
         path = tf.nest.map_structure(
             lambda kept, x: kept.write(place, x),
             state.path,

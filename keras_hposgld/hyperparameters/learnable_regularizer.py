@@ -226,7 +226,8 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
             start = self._bijector(dtype).inverse(
                 np.asarray(self.initial_value, dtype)
             )
-            center_value = 0.0 if weight is None else weight.value.numpy()
+            is_seen = self.center is not None and weight is not None
+            center_value = weight.value.numpy() if is_seen else 0.0
         strengths = {
             power: self._add_variable(
                 keras.initializers.Constant(float(start)),
