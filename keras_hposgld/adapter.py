@@ -39,6 +39,8 @@ class KerasProblem(BilevelProblem):
             model's layers, see `layer_variables`.
         outer_loss: Function `(y, y_pred, sample_weight)` to a scalar.
         layer_state: `"carried"` or `"frozen"`, see the module's text.
+        tracks_metrics: Whether the metrics of `trainer` follow the inner
+            steps.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class KerasProblem(BilevelProblem):
         layer_variables: list[keras.Variable],
         outer_loss: Callable,
         layer_state: str = "carried",
+        tracks_metrics: bool = True,
     ):
         self.trainer = trainer
         self.weights = trainer.trainable_variables
@@ -55,7 +58,10 @@ class KerasProblem(BilevelProblem):
         self.outer_loss = outer_loss
         self.training = layer_state == "carried"
         self.layer_variables = layer_variables
-        self.metrics_variables = trainer.metrics_variables
+        self.tracks_metrics = tracks_metrics
+        self.metrics_variables = (
+            trainer.metrics_variables if tracks_metrics else []
+        )
         super().__init__(
             self._inner,
             self._outer,
@@ -84,8 +90,9 @@ class KerasProblem(BilevelProblem):
             loss = self.trainer.compute_loss(
                 x, y, y_pred, sample_weight, training=True
             )
-            loss_metric(self.trainer).update_state(loss)
-            self.trainer.compute_metrics(x, y, y_pred, sample_weight)
+            if self.tracks_metrics:
+                loss_metric(self.trainer).update_state(loss)
+                self.trainer.compute_metrics(x, y, y_pred, sample_weight)
         return loss, tuple(
             [scope.get_current_value(variable) for variable in variables]
             for variables in (self.layer_variables, self.metrics_variables)

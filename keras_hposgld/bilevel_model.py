@@ -5,7 +5,9 @@ weights and estimates the hypergradient, then one step of the optimizer of the
 hyperparameters. Everything around it is Keras's own `fit`.
 """
 
+import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,13 +15,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import adapter
-from keras_hposgld import estimators
 from keras_hposgld import export
 from keras_hposgld import levels
+from keras_hposgld.estimators import HypergradientEstimator
+from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
-from keras_hposgld.outer_iteration import run_outer_iteration
+from keras_hposgld.hyperparameters.summary import summarize
+from keras_hposgld.outer_level import check_known
+from keras_hposgld.outer_level import OuterLevel
+from keras_hposgld.outer_level import variables_of
 from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.safeguards import UpdateGuard
 from keras_hposgld.saved_learner import SavedLearner
 from keras_hposgld.sgld import SGLD
 from keras_hposgld.weight_copies import WeightCopies
@@ -38,9 +43,13 @@ class BilevelModel(SavedLearner):
     Args:
         model: `keras.Model` with learnable hyperparameters, such as
             `LearnableL2` as `kernel_regularizer`.
-        regularizer: A learnable regularizer to attach to every kernel (weight
-            whose name ends so) of a model that was made without one: each gets
-            strengths of its own. Defaults to `None`.
+        regularizer: A learnable regularizer to attach to weights of a model
+            that was made without one: each gets strengths of its own. Defaults
+            to `None`.
+        filter: Function from a trainable weight (`keras.Variable`, which has
+            a `path`, `name` and `shape`) to whether `regularizer` is attached
+            to it. `None` (default): every kernel, a weight whose name ends so.
+            A learner that is loaded from a file keeps those that were chosen.
         seed: Integer: the order of the examples. `None`, the default, draws
             one from Python's generator, which `keras.utils.set_random_seed`
             fixes.
@@ -78,6 +87,7 @@ class BilevelModel(SavedLearner):
         self,
         model: keras.Model,
         regularizer: Any = None,
+        filter: Callable | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
@@ -89,20 +99,10 @@ class BilevelModel(SavedLearner):
             )
         self.model = model
         self.regularizer = regularizer
+        self.filter = filter
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.starting_weights = WeightCopies("starting_weights")
-        self.memory = WeightCopies("memory")
-        self.guard = UpdateGuard()
-        self.outer_iterations = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int64",
-            trainable=False,
-            name="outer_iterations",
-        )
-        self._outer_loss_tracker = keras.metrics.Mean(name="outer_loss")
-        self._norm_tracker = keras.metrics.Mean(name="hypergradient_norm")
-        self._skip_tracker = keras.metrics.Sum(name="skipped_updates")
+        self.outer_level = OuterLevel()
         if model.built:
             self.built = True
             self.find_hyperparameters()
@@ -117,20 +117,13 @@ class BilevelModel(SavedLearner):
     def find_hyperparameters(self) -> list:
         """The objects that own the hyperparameters of the built model."""
         if self.regularizer is not None:
-            for weight in self.model.trainable_variables:
-                is_kernel = weight.name.endswith("kernel")
-                if is_kernel and weight.regularizer is None:
-                    self.regularizer.attach(weight)
+            attach_regularizer(self.model, self.regularizer, self.filter)
         return find_hyperparameters(self.model)
 
     @property
     def hyperparameters(self) -> list[keras.Variable]:
         """The unconstrained variables, in the order of the weights."""
-        return [
-            variable
-            for owner in self.find_hyperparameters()
-            for variable in owner.hyperparameter_variables
-        ]
+        return variables_of(self.find_hyperparameters())
 
     def hyperparameter_values(self) -> dict[str, np.ndarray]:
         """The constrained values: `{path: NumPy array}`."""
@@ -150,6 +143,7 @@ class BilevelModel(SavedLearner):
         outer_loss: Any = None,
         start: str = "continue",
         layer_state: str = "carried",
+        warmup_steps: int = 0,
         max_skipped_updates: int = 10,
         **keras_arguments: Any,
     ) -> None:
@@ -170,6 +164,8 @@ class BilevelModel(SavedLearner):
             layer_state: `"carried"` (default) or `"frozen"`: what becomes of
                 the state of layers such as BatchNormalization and Dropout,
                 see `keras_hposgld.adapter`.
+            warmup_steps: Integer. The hyperparameters stay as they are in
+                chains that start before so many inner steps. Defaults to `0`.
             max_skipped_updates: Integer. An outer iteration in which a number
                 is not finite changes neither weights nor hyperparameters;
                 after so many in a row `fit` stops with an error. Defaults to
@@ -191,64 +187,45 @@ class BilevelModel(SavedLearner):
                 "hypergradient is derived from; `SGLD(learning_rate)` alone "
                 "is plain gradient descent."
             )
-        for argument, value, known in (
-            ("start", start, STARTS),
-            ("layer_state", layer_state, adapter.LAYER_STATES),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"`{argument}` must be one of {known}. "
-                    f"Received: {argument}={value!r}."
-                )
-        self.guard.max_skipped_updates = estimators.check_count(
-            "max_skipped_updates", max_skipped_updates, 1
+        check_known("start", start, STARTS)
+        self.outer_level.configure(
+            hypergradient,
+            hyper_optimizer,
+            outer_loss=outer_loss,
+            layer_state=layer_state,
+            warmup_steps=warmup_steps,
+            max_skipped_updates=max_skipped_updates,
         )
+        self.start = start
         plain = {"loss": loss, "metrics": metrics} | keras_arguments
         super().compile(optimizer=optimizer, auto_scale_loss=False, **plain)
         # In a function, lest Keras track the metrics a second time.
         self.plain_compile_arguments = lambda: plain
-        self.hypergradient = estimators.get(hypergradient)
-        previous = getattr(self, "hyper_optimizer", None)
-        self.hyper_optimizer = keras.optimizers.get(
-            hyper_optimizer or keras.optimizers.Adam(0.05)
-        )
-        if self.hyper_optimizer.built and self.hyper_optimizer is not previous:
-            raise ValueError(
-                "`hyper_optimizer` must be one that has not been used for "
-                f"other variables. Received: {self.hyper_optimizer!r}, which "
-                "is built. Make a new one."
-            )
-        if outer_loss is not None:
-            adapter.loss_function(outer_loss)  # refuses what it cannot take
-        self.outer_loss = outer_loss
-        self.start = start
-        self.layer_state = layer_state
         if self.built:
             self._prepare()
 
+    @property
+    def hypergradient(self) -> HypergradientEstimator:
+        """The estimator that the learner was compiled with."""
+        return self.outer_level.estimator
+
+    @property
+    def hyper_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer of the hyperparameters."""
+        return self.outer_level.hyper_optimizer
+
+    @property
+    def outer_iterations(self) -> keras.Variable:
+        """The number of outer iterations so far."""
+        return self.outer_level.iterations
+
     def _prepare(self):
-        """Checks the hyperparameters and builds what depends on them."""
-        owners = self.find_hyperparameters()
-        if not owners:
-            raise ValueError(
-                "The model has no hyperparameters to learn. Received: a model "
-                "without learnable regularizers on trainable weights. Put "
-                "`kernel_regularizer=keras_hposgld.regularizers.LearnableL2()`"
-                " into its layers, or pass `regularizer=` to `BilevelModel`."
-            )
-        learning_rate = self.optimizer.learning_rate_at(
-            self.optimizer.iterations, "float64"
+        weights = self.trainable_variables
+        self.outer_level.prepare(
+            weights, self.find_hyperparameters(), self.optimizer
         )
-        for owner in owners:
-            owner.check_learning_rate(float(learning_rate))
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        if not self.hyper_optimizer.built:
-            self.hyper_optimizer.build(self.hyperparameters)
         if self.start == "initial":
-            self.starting_weights.build_for(self.trainable_variables)
-        if self.hypergradient.remembers:
-            self.memory.build_for(self.trainable_variables)
+            self.starting_weights.build_for(weights)
 
     def fit(
         self,
@@ -336,56 +313,41 @@ class BilevelModel(SavedLearner):
 
     def train_step(self, data):
         """One outer iteration, on the stacked batches of one chain."""
+        outer_level = self.outer_level
         problem = adapter.KerasProblem(
             self,
             self.hyperparameters,
             adapter.layer_variables(self.model),
-            self._outer_loss(),
-            self.layer_state,
+            outer_level.loss(self),
+            outer_level.layer_state,
         )
-        continues = self.start == "continue"
-        estimate, skipped = run_outer_iteration(
+        start = (
+            problem.weights
+            if self.start == "continue"
+            else self.starting_weights.values
+        )
+        outer_level.run(
             problem,
             *data,
-            start=problem.weights
-            if continues
-            else self.starting_weights.values,
-            estimator=self.hypergradient,
+            start=adapter.tensors(start),
             sampler=self.optimizer,
-            hyper_optimizer=self.hyper_optimizer,
-            guard=self.guard,
-            memory=self.memory.values if self.hypergradient.remembers else [],
         )
-        self.outer_iterations.assign_add(1)
-        self._outer_loss_tracker.update_state(estimate.outer_loss)
-        self._norm_tracker.update_state(
-            tf.linalg.global_norm(estimate.hypergradient)
-        )
-        self._skip_tracker.update_state(skipped)
         return self.get_metrics_result()
 
     def test_step(self, data):
         """As in Keras, with the outer loss beside the (regularized) loss."""
-        logs = super().test_step(data)
-        for tracker in (self._norm_tracker, self._skip_tracker):
-            del logs[tracker.name]
-        return logs
+        return self.outer_level.without_training_logs(super().test_step(data))
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """As in Keras; out of training the outer loss is tracked, too."""
         if not training:
-            self._outer_loss_tracker.update_state(
-                self._outer_loss()(y, y_pred, sample_weight),
-                sample_weight=tf.shape(tf.nest.flatten(x)[0])[0],
+            self.outer_level.track_evaluation(
+                self.outer_level.loss(self)(y, y_pred, sample_weight),
+                tf.shape(tf.nest.flatten(x)[0])[0],
             )
         return super().compute_loss(x, y, y_pred, sample_weight, training)
-
-    def _outer_loss(self):
-        if self.outer_loss is None:
-            return adapter.unregularized_loss(self)
-        return adapter.loss_function(self.outer_loss)
 
     def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
         """As in Keras; with `return_dict=True` also the `"outer_loss"`.
@@ -399,6 +361,29 @@ class BilevelModel(SavedLearner):
         del logs["outer_loss"]
         # Private to Keras, and used so that the list is in no other order.
         return self._flatten_metrics_in_order(logs)
+
+    def summary(self, *args, print_fn=None, **keras_arguments):
+        """Prints Keras's summary of the model, and the hyperparameters.
+
+        Keras counts hyperparameters among the non-trainable parameters; the
+        line below its table says how many of those they are.
+        """
+        self.model.summary(*args, print_fn=print_fn, **keras_arguments)
+        number = sum(math.prod(v.shape) for v in self.hyperparameters)
+        (print_fn or print)(
+            f" Hyperparameters: {number:,} (learned on the outer data; Keras "
+            "counts those of its layers as non-trainable)"
+        )
+
+    def hyperparameter_summary(self, print_fn=None) -> None:
+        """Prints path, granularity, number, minimum, median and maximum.
+
+        Args:
+            print_fn: Function of a string, called for each line. Defaults to
+                `print`.
+        """
+        for line in summarize(self.find_hyperparameters()):
+            (print_fn or print)(line)
 
     def train_on_batch(self, *args, **kwargs):
         """Refused: an outer iteration takes two levels of batches."""

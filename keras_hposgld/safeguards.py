@@ -87,4 +87,4 @@ class StopOnNonFinite(keras.callbacks.Callback):
     """Ends `BilevelModel.fit` with an error when its guard has had enough."""
 
     def on_train_batch_end(self, batch, logs=None):
-        self.model.guard.raise_if_too_many()
+        self.model.outer_level.guard.raise_if_too_many()

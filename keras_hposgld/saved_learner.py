@@ -52,10 +52,11 @@ class SavedLearner(keras.Model):
         own = {
             "hypergradient": self.hypergradient,
             "hyper_optimizer": self.hyper_optimizer,
-            "outer_loss": self.outer_loss,
+            "outer_loss": self.outer_level.outer_loss,
             "start": self.start,
-            "layer_state": self.layer_state,
-            "max_skipped_updates": self.guard.max_skipped_updates,
+            "layer_state": self.outer_level.layer_state,
+            "warmup_steps": self.outer_level.warmup_steps,
+            "max_skipped_updates": self.outer_level.guard.max_skipped_updates,
         }
         return super().get_compile_config() | (
             keras.saving.serialize_keras_object(own)

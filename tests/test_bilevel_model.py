@@ -567,7 +567,7 @@ def test_update_that_is_not_finite_is_skipped_and_training_goes_on():
     # A good one resets the count of those in a row.
     learner.fit(x, good, outer_data=(x, good), batch_size=10, verbose=0)
     assert np.any(state(learner)[0] != before[0])
-    assert int(learner.guard.skipped_in_a_row) == 0
+    assert int(learner.outer_level.guard.skipped_in_a_row) == 0
 
 
 @pytest.mark.parametrize("level", ["inner", "outer"])

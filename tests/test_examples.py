@@ -43,7 +43,7 @@ def test_strengths_do_not_diverge_over_a_thousand_outer_iterations():
         assert np.all(np.isfinite(value)) and value.max() <= 5.0
     for weight in learner.trainable_variables:
         assert np.all(np.isfinite(weight))
-    assert int(learner.guard.skipped_in_a_row) == 0
+    assert int(learner.outer_level.guard.skipped_in_a_row) == 0
     accuracy, loss = example.score(learner, test)
     assert accuracy > 0.5 and np.isfinite(loss)
 

@@ -30,6 +30,7 @@ from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import refuse_moving_start
 from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.sampled_losses import SampledLosses
 from keras_hposgld.lists import component_along
 from keras_hposgld.lists import plus
 from keras_hposgld.lists import plus_scaled
@@ -43,7 +44,7 @@ class AdjointSGLDState(NamedTuple):
     carry: Any
     q: list
     h: list
-    losses: list
+    losses: SampledLosses
     error: BatchMeans
 
 
@@ -98,7 +99,7 @@ class AdjointSGLD(HypergradientEstimator):
             carry=chain.problem.initial_carry,
             q=list(chain.memory) or zeros_like(params),
             h=zeros_like(chain.hyperparameters),
-            losses=[tf.zeros([], params[0].dtype)] * 2,
+            losses=SampledLosses.zero(self.num_samples, params[0].dtype),
             error=BatchMeans.zero(chain.hyperparameters[0].dtype),
         )
 
@@ -132,7 +133,7 @@ class AdjointSGLD(HypergradientEstimator):
             carry=inner.carry,
             q=q,
             h=h,
-            losses=plus_scaled(state.losses, sampled, [inner.value, f]),
+            losses=state.losses.add(inner.value, f, number),
             error=state.error.add(
                 component_along(h, sample), number, self.num_samples
             ),
@@ -141,15 +142,15 @@ class AdjointSGLD(HypergradientEstimator):
     def finish(
         self, chain: Chain, state, inner_batches, outer_batches
     ) -> Estimate:
-        inner_loss, outer_loss = state.losses
         return Estimate(
             hypergradient=[total / self.num_samples for total in state.h],
             params=state.params,
-            inner_loss=inner_loss / self.num_samples,
-            outer_loss=outer_loss / self.num_samples,
+            inner_loss=state.losses.inner_mean,
+            outer_loss=state.losses.outer_mean,
             standard_error=state.error.standard_error(self.num_samples),
             carry=state.carry,
             memory=state.q if self.remembers else (),
+            outer_losses=state.losses.outer,
         )
 
     def get_config(self) -> dict:

@@ -40,6 +40,9 @@ class Estimate(NamedTuple):
             estimator solved; `None` where it solves none.
         memory: List of tensors that the estimator would start its next chain
             with, see `HypergradientEstimator.remembers`.
+        outer_losses: Tensor `(num_samples,)`, the outer objective at each
+            sample, for diagnostics of the chain. `None` where the estimate
+            rests on one sample.
     """
 
     hypergradient: Any
@@ -50,6 +53,7 @@ class Estimate(NamedTuple):
     carry: Any = None
     residual: tf.Tensor | None = None
     memory: Any = ()
+    outer_losses: tf.Tensor | None = None
 
 
 class Chain(NamedTuple):

@@ -33,6 +33,7 @@ from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.sampled_losses import SampledLosses
 from keras_hposgld.lists import component_along
 from keras_hposgld.lists import plus
 from keras_hposgld.lists import plus_scaled
@@ -50,7 +51,7 @@ class HPOSGLDState(NamedTuple):
     u: list
     h: list  # sum of df/dlambda + g
     u_sum: list
-    losses: list  # sums of L_T and f
+    losses: SampledLosses
     error: BatchMeans
 
 
@@ -117,7 +118,7 @@ class HPOSGLD(HypergradientEstimator):
             u=zeros_like(moving_start),
             h=zeros_like(chain.hyperparameters),
             u_sum=zeros_like(moving_start),
-            losses=[tf.zeros([], params[0].dtype)] * 2,
+            losses=SampledLosses.zero(self.num_samples, params[0].dtype),
             error=BatchMeans.zero(chain.hyperparameters[0].dtype),
         )
 
@@ -166,7 +167,7 @@ class HPOSGLD(HypergradientEstimator):
             u=u,
             h=h,
             u_sum=plus_scaled(state.u_sum, sampled, u_m),
-            losses=plus_scaled(state.losses, sampled, [inner.value, f]),
+            losses=state.losses.add(inner.value, f, m - self.burn_in),
             error=state.error.add(
                 component_along(h, sample), m - self.burn_in, self.num_samples
             ),
@@ -195,14 +196,14 @@ class HPOSGLD(HypergradientEstimator):
                 start, chain.hyperparameters, state.u_sum
             )
             h = plus(h, through_start)
-        inner_loss, outer_loss = state.losses
         return Estimate(
             hypergradient=[total / self.num_samples for total in h],
             params=state.params,
-            inner_loss=inner_loss / self.num_samples,
-            outer_loss=outer_loss / self.num_samples,
+            inner_loss=state.losses.inner_mean,
+            outer_loss=state.losses.outer_mean,
             standard_error=error,
             carry=state.carry,
+            outer_losses=state.losses.outer,
         )
 
     def get_config(self) -> dict:

@@ -22,6 +22,7 @@ from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import refuse_moving_start
 from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.sampled_losses import SampledLosses
 from keras_hposgld.lists import component_along
 from keras_hposgld.lists import plus
 from keras_hposgld.lists import plus_scaled
@@ -36,7 +37,8 @@ class ScoreCovarianceState(NamedTuple):
     direct: list  # mean of df/dlambda
     score: list  # mean of dL_T/dlambda
     covariance: list  # sum of the products of deviations from the means
-    losses: list  # means of L_T and f
+    mean_outer: tf.Tensor
+    losses: SampledLosses
     error: BatchMeans
 
 
@@ -87,7 +89,8 @@ class ScoreCovariance(HypergradientEstimator):
             direct=zeros_like(hypers),
             score=zeros_like(hypers),
             covariance=zeros_like(hypers),
-            losses=[tf.zeros([], params[0].dtype)] * 2,
+            mean_outer=tf.zeros([], params[0].dtype),
+            losses=SampledLosses.zero(self.num_samples, params[0].dtype),
             error=BatchMeans.zero(hypers[0].dtype),
         )
 
@@ -122,9 +125,9 @@ class ScoreCovariance(HypergradientEstimator):
         )
         zero = zeros_like(hypers)
         score, direct = plus(zero, score), plus(zero, direct)
-        losses = _moved(state.losses, weight, [inner, f])
+        (mean_outer,) = _moved([state.mean_outer], weight, [f])
         mean_score = _moved(state.score, weight, score)
-        deviation = tf.cast(f, dtype) - state.losses[1]
+        deviation = tf.cast(f, dtype) - state.mean_outer
         from_mean = plus_scaled(score, -1.0, mean_score)
         product = [tf.cast(deviation, t.dtype) * t for t in from_mean]
         covariance = plus_scaled(
@@ -141,7 +144,8 @@ class ScoreCovariance(HypergradientEstimator):
             direct=_moved(state.direct, weight, direct),
             score=mean_score,
             covariance=covariance,
-            losses=losses,
+            mean_outer=mean_outer,
+            losses=state.losses.add(inner, f, number),
             error=state.error.add(
                 component_along(estimate, influence), number, self.num_samples
             ),
@@ -154,10 +158,11 @@ class ScoreCovariance(HypergradientEstimator):
         return Estimate(
             hypergradient=plus_scaled(state.direct, scale, state.covariance),
             params=state.params,
-            inner_loss=state.losses[0],
-            outer_loss=state.losses[1],
+            inner_loss=state.losses.inner_mean,
+            outer_loss=state.mean_outer,
             standard_error=state.error.standard_error(self.num_samples),
             carry=state.carry,
+            outer_losses=state.losses.outer,
         )
 
     def get_config(self) -> dict:

@@ -6,11 +6,19 @@ strength, a weight, a range). The variable is not trainable, so a plain
 `model.fit` leaves it alone and uses the value as a constant.
 """
 
+from collections.abc import Callable
+
 import keras
 
 
 class Hyperparameter:
-    """Base of the Keras objects that own learnable hyperparameters."""
+    """Base of the Keras objects that own learnable hyperparameters.
+
+    Attributes:
+        granularity: String: what has a value of its own.
+    """
+
+    granularity: str
 
     @property
     def hyperparameter_variables(self) -> list[keras.Variable]:
@@ -27,6 +35,39 @@ class Hyperparameter:
 
     def check_learning_rate(self, learning_rate: float) -> None:
         """Refuses inner steps that the values may outgrow, if any can."""
+
+
+def is_kernel(weight: keras.Variable) -> bool:
+    """Whether a weight is one that regularizers are meant for."""
+    return weight.name.endswith("kernel")
+
+
+def attach_regularizer(
+    model: keras.Model,
+    regularizer: Hyperparameter,
+    choose: Callable | None = None,
+) -> None:
+    """Attaches a regularizer to weights of a built model that have none.
+
+    One that comes from a file goes to the weights that it had been on.
+
+    Args:
+        model: Built `keras.Model`.
+        regularizer: A learnable regularizer.
+        choose: Function from a trainable weight to whether it is chosen.
+            Defaults to `is_kernel`.
+    """
+    weights = [w for w in model.trainable_variables if w.regularizer is None]
+    if regularizer.waits:
+        known = [w for w in weights if regularizer.waits_for(w)]
+        # A subclassed model may have got other paths: then shapes must do.
+        chosen = known or [
+            w for w in weights if regularizer.waits_for(w, any_path=True)
+        ]
+    else:
+        chosen = [w for w in weights if (choose or is_kernel)(w)]
+    for weight in chosen:
+        regularizer.attach(weight)
 
 
 def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:

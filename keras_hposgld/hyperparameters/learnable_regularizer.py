@@ -128,11 +128,7 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
             return original.attach(weight)
         if isinstance(weight.regularizer, WeightPenalty):
             return weight.regularizer
-        waiting = [
-            penalty
-            for penalty in self._penalties
-            if penalty.weight is None and penalty.shape == tuple(weight.shape)
-        ]
+        waiting = self._waiting_for(weight)
         waiting.sort(key=lambda penalty: penalty.path != weight.path)
         penalty = (
             waiting[0]
@@ -145,6 +141,25 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
         penalty.path = weight.path
         weight.regularizer = penalty
         return penalty
+
+    @property
+    def waits(self) -> bool:
+        """Whether penalties from a file wait for their weights."""
+        return any(penalty.weight is None for penalty in self._penalties)
+
+    def waits_for(self, weight, any_path: bool = False) -> bool:
+        """Whether a weight is one that a penalty from a file waits for."""
+        return any(
+            any_path or penalty.path == weight.path
+            for penalty in self._waiting_for(weight)
+        )
+
+    def _waiting_for(self, weight):
+        return [
+            penalty
+            for penalty in self._penalties
+            if penalty.weight is None and penalty.shape == tuple(weight.shape)
+        ]
 
     def constrain(self, variable) -> tf.Tensor:
         """The strengths that an unconstrained variable stands for."""

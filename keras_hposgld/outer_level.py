@@ -1,0 +1,253 @@
+"""The outer level: what learns the hyperparameters of a Keras model.
+
+`BilevelModel` and `callbacks.LearnHyperparameters` both hold one `OuterLevel`.
+It owns what goes on from chain to chain (the optimizer of the hyperparameters,
+what the estimator remembers, counters) and knows how to run one outer
+iteration: a chain, then one step with the hyperparameters.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld import estimators
+from keras_hposgld.adapter import KerasProblem
+from keras_hposgld.adapter import LAYER_STATES
+from keras_hposgld.adapter import loss_function
+from keras_hposgld.adapter import tensors
+from keras_hposgld.adapter import unregularized_loss
+from keras_hposgld.safeguards import UpdateGuard
+from keras_hposgld.sgld import SGLD
+from keras_hposgld.weight_copies import WeightCopies
+
+
+class OuterLevel(keras.layers.Layer):
+    """The state of the outer level, saved with the layer it hangs on.
+
+    Attributes:
+        estimator: `HypergradientEstimator`.
+        hyper_optimizer: Keras optimizer of the hyperparameters.
+        outer_loss: Keras loss, or `None`.
+        layer_state: `"carried"` or `"frozen"`.
+        warmup_steps: Integer: chains that start before so many inner steps
+            leave the hyperparameters alone.
+        iterations: Variable, the number of outer iterations so far.
+        observers: List of functions of an `Estimate`, called in each outer
+            iteration, inside of its graph.
+    """
+
+    def __init__(self):
+        super().__init__(name="outer_level", trainable=False)
+        self.guard = UpdateGuard()
+        self.memory = WeightCopies("memory")
+        self.hyper_optimizer = None
+        self.observers = []
+        self.iterations = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int64",
+            trainable=False,
+            name="outer_iterations",
+        )
+        self._loss_tracker = keras.metrics.Mean(name="outer_loss")
+        self._norm_tracker = keras.metrics.Mean(name="hypergradient_norm")
+        self._skip_tracker = keras.metrics.Sum(name="skipped_updates")
+        self.built = True
+
+    def configure(
+        self,
+        estimator: Any,
+        hyper_optimizer: Any,
+        *,
+        outer_loss: Any = None,
+        layer_state: str = "carried",
+        warmup_steps: int = 0,
+        max_skipped_updates: int = 10,
+    ) -> None:
+        """Takes the arguments of `BilevelModel.compile`, see there."""
+        check_known("layer_state", layer_state, LAYER_STATES)
+        self.estimator = estimators.get(estimator)
+        self.guard.max_skipped_updates = estimators.check_count(
+            "max_skipped_updates", max_skipped_updates, 1
+        )
+        self.warmup_steps = estimators.check_count(
+            "warmup_steps", warmup_steps, 0
+        )
+        if outer_loss is not None:
+            loss_function(outer_loss)  # refuses what it cannot take
+        self.outer_loss = outer_loss
+        self.layer_state = layer_state
+        previous = self.hyper_optimizer
+        self.hyper_optimizer = keras.optimizers.get(
+            hyper_optimizer or keras.optimizers.Adam(0.05)
+        )
+        if self.hyper_optimizer.built and self.hyper_optimizer is not previous:
+            raise ValueError(
+                "`hyper_optimizer` must be one that has not been used for "
+                f"other variables. Received: {self.hyper_optimizer!r}, which "
+                "is built. Make a new one."
+            )
+
+    def prepare(self, weights: list, owners: list, sampler: SGLD) -> None:
+        """Checks the hyperparameters and builds what depends on them.
+
+        Args:
+            weights: The trainable variables of the model.
+            owners: The objects that own its hyperparameters.
+            sampler: `SGLD`, built or not.
+
+        Raises:
+            ValueError: If there are no hyperparameters, or if the learning
+                rate is too large for the bound of the strengths.
+        """
+        if not owners:
+            raise ValueError(
+                "The model has no hyperparameters to learn. Received: a model "
+                "without learnable regularizers on trainable weights. Put "
+                "`kernel_regularizer=keras_hposgld.regularizers.LearnableL2()`"
+                " into its layers, or pass `regularizer=`."
+            )
+        learning_rate = sampler.learning_rate_at(sampler.iterations, "float64")
+        for owner in owners:
+            owner.check_learning_rate(float(learning_rate))
+        if not sampler.built:
+            sampler.build(weights)
+        if not self.hyper_optimizer.built:
+            self.hyper_optimizer.build(variables_of(owners))
+        if self.estimator.remembers:
+            self.memory.build_for(weights)
+
+    def run(
+        self,
+        problem: KerasProblem,
+        inner_batches: Any,
+        outer_batches: Any,
+        *,
+        start: list,
+        sampler: SGLD,
+        moves: bool = True,
+    ) -> tf.Tensor:
+        """Runs a chain and takes one step with the hyperparameters.
+
+        If a number is not finite, everything stays as it was; metrics and the
+        counters go on in any case.
+
+        Args:
+            problem: `KerasProblem`, whose variables are updated.
+            inner_batches: Structure of tensors, stacked inner batches.
+            outer_batches: Likewise.
+            start: List of tensors, the weights where the chain starts.
+            sampler: `SGLD`.
+            moves: Whether weights and layer state become those at the end of
+                the chain.
+
+        Returns:
+            1 if the update was skipped, else 0.
+        """
+        chain = estimators.Chain(
+            problem,
+            tensors(problem.hyperparameters),
+            sampler,
+            first_step=tf.cast(sampler.iterations.value, tf.int32),
+            seed=sampler.chain_seed,
+            memory=tensors(self._memory),
+            names=tuple(v.path for v in problem.hyperparameters),
+        )
+        estimate = estimators.run_chain(
+            self.estimator, chain, start, inner_batches, outer_batches
+        )
+        layer_state, metrics_state = estimate.carry
+
+        def learn():
+            self.hyper_optimizer.apply(
+                estimate.hypergradient, problem.hyperparameters
+            )
+
+        def update():
+            if moves:
+                _assign(problem.weights, estimate.params)
+                _assign(problem.layer_variables, layer_state)
+            _assign(self._memory, estimate.memory)
+            if self.warmup_steps:
+                is_warm = chain.first_step >= self.warmup_steps
+                tf.cond(is_warm, learn, lambda: None)
+            else:
+                learn()
+
+        skipped = self.guard.run_if_finite(
+            update, _causes_before_effects(problem, estimate)
+        )
+        _assign(problem.metrics_variables, metrics_state)
+        sampler.iterations.assign_add(self.estimator.num_steps)
+        self.iterations.assign_add(1)
+        self._loss_tracker.update_state(estimate.outer_loss)
+        self._norm_tracker.update_state(
+            tf.linalg.global_norm(estimate.hypergradient)
+        )
+        self._skip_tracker.update_state(skipped)
+        for observe in self.observers:
+            observe(estimate)
+        return skipped
+
+    @property
+    def _memory(self):
+        return self.memory.values if self.estimator.remembers else []
+
+    def track_evaluation(self, loss, num_examples) -> None:
+        """Counts the outer loss of a batch that is only evaluated."""
+        self._loss_tracker.update_state(loss, sample_weight=num_examples)
+
+    def without_training_logs(self, logs: dict) -> dict:
+        """Logs of an evaluation, without what only training has."""
+        own = (self._norm_tracker.name, self._skip_tracker.name)
+        return {key: value for key, value in logs.items() if key not in own}
+
+    def loss(self, trainer: keras.Model) -> Callable:
+        """The outer loss, a function `(y, y_pred, sample_weight)`."""
+        if self.outer_loss is None:
+            return unregularized_loss(trainer)
+        return loss_function(self.outer_loss)
+
+
+def variables_of(owners: list) -> list[keras.Variable]:
+    """The unconstrained variables of hyperparameters, in a fixed order."""
+    return [
+        variable
+        for owner in owners
+        for variable in owner.hyperparameter_variables
+    ]
+
+
+def check_known(name: str, value: Any, known: tuple) -> None:
+    """Refuses an argument that is none of the known ones."""
+    if value not in known:
+        raise ValueError(
+            f"`{name}` must be one of {known}. Received: {name}={value!r}."
+        )
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _causes_before_effects(problem, estimate):
+    return [
+        ("the inner objective", estimate.inner_loss),
+        *_named("the weight", problem.weights, estimate.params),
+        ("the outer objective", estimate.outer_loss),
+        *_named(
+            "the hypergradient of",
+            problem.hyperparameters,
+            estimate.hypergradient,
+        ),
+    ]
+
+
+def _named(what, variables, values):
+    return [
+        (f"{what} {variable.path!r}", value)
+        for variable, value in zip(variables, values, strict=True)
+    ]
