@@ -252,13 +252,15 @@ class BilevelModel(SavedLearner):
         Arguments that are not named here are those of `keras.Model.fit`.
 
         Args:
-            x: Inputs of the inner level, or a `tf.data.Dataset` of batches.
-            outer_data: `(x, y)`, `(x, y, sample_weight)` or a
-                `tf.data.Dataset` of batches: the outer level.
+            x: Inputs of the inner level, or an object that yields inputs and
+                targets: a `tf.data.Dataset` (of batches, or of single
+                examples), a `keras.utils.PyDataset` or a generator.
+            outer_data: `(x, y)`, `(x, y, sample_weight)` or an object of the
+                same kinds: the outer level.
             outer_split: Float: the share of the training arrays, taken from
                 their end, that becomes the outer level instead.
             outer_batch_size: Integer, defaults to `batch_size`.
-            class_weight: Applies to the inner level, for arrays.
+            class_weight: Applies to the inner level.
             sample_weight: Applies to the inner level.
             steps_per_epoch: Outer iterations in an epoch.
             **keras_arguments: `verbose`, `initial_epoch`, `validation_steps`,
@@ -293,6 +295,7 @@ class BilevelModel(SavedLearner):
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,
             seed=self.seed,
+            input_ranks=levels.input_ranks_of(self.model),
         )
         adapter.build_on(self, inner.first_batch())
         self._prepare()

@@ -1,13 +1,18 @@
 """From what a user passes to `BilevelModel.fit` to the two levels of data."""
 
 import math
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.data import ArrayData
-from keras_hposgld.data import StreamData
+from keras_hposgld.data.arrays import ArrayData
+from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.sequences import SequenceData
+from keras_hposgld.data.streams import GeneratorData
+from keras_hposgld.data.streams import holds_examples
+from keras_hposgld.data.streams import StreamData
 
 
 def from_fit_arguments(
@@ -22,11 +27,14 @@ def from_fit_arguments(
     outer_batch_size=None,
     shuffle=True,
     seed=0,
+    input_ranks=None,
 ) -> tuple:
     """Reads the data arguments of `BilevelModel.fit`, see there.
 
     Args:
         examples: Tuple `(x, y, sample_weight)` of the training data.
+        input_ranks: List of integers, the ranks of the model's inputs, or
+            `None` where they are not known yet.
 
     Returns:
         Inner data, outer data and validation data.
@@ -34,20 +42,19 @@ def from_fit_arguments(
     Raises:
         ValueError: If outer data are missing, given twice, empty, or of
             another structure than the training data; if an argument does not
-            go with a dataset.
+            go with a kind of data.
     """
-    if isinstance(examples[0], tf.data.Dataset):
+    examples = as_arrays(examples)
+    if yields_batches(examples[0]):
         for argument, value in (
             ("validation_split", validation_split),
             ("outer_split", outer_split),
-            ("class_weight", class_weight),
         ):
             if value:
                 raise ValueError(
                     f"`{argument}` needs arrays. Received: "
-                    f"{argument}={value!r} and a `tf.data.Dataset`. Split or "
-                    "weight the dataset itself: its elements may be "
-                    "(x, y, sample_weight)."
+                    f"{argument}={value!r} and a "
+                    f"{type(examples[0]).__name__}. Split the data yourself."
                 )
     if validation_split and validation_data is None:
         examples, validation_data = split_off(
@@ -60,14 +67,6 @@ def from_fit_arguments(
                 f"Received: both, outer_split={outer_split}."
             )
         examples, outer_data = split_off(examples, outer_split, "outer_split")
-    if class_weight is not None:
-        x, y, sample_weight = examples
-        if sample_weight is not None:
-            raise ValueError(
-                "`class_weight` and `sample_weight` exclude each other. "
-                "Received: both."
-            )
-        examples = (x, y, weights_of_classes(y, class_weight))
     if outer_data is None:
         raise ValueError(
             "`outer_data` must be given: the hyperparameters are learned on "
@@ -76,20 +75,47 @@ def from_fit_arguments(
             "`outer_split=0.2`."
         )
     inner = level_data(
-        "x", *examples, batch_size=batch_size, shuffle=shuffle, seed=seed
+        "x",
+        *examples,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        input_ranks=input_ranks,
+        class_weight=class_weight,
     )
-    is_stream = isinstance(outer_data, tf.data.Dataset)
+    if outer_batch_size is None and not _comes_in_batches(
+        outer_data, input_ranks
+    ):
+        outer_batch_size = batch_size
     outer = level_data(
         "outer_data",
-        *keras.utils.unpack_x_y_sample_weight(outer_data),
-        batch_size=batch_size
-        if outer_batch_size is None and not is_stream
-        else outer_batch_size,
+        *keras.utils.unpack_x_y_sample_weight(as_arrays(outer_data)),
+        batch_size=outer_batch_size,
         shuffle=shuffle,
         seed=seed + 1,
+        input_ranks=input_ranks,
     )
     check_same_structure(inner, outer)
     return inner, outer, validation_data
+
+
+def yields_batches(x) -> bool:
+    """Whether inputs and targets come out of one object, not as arrays."""
+    return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
+
+
+def _comes_in_batches(x, input_ranks):
+    if isinstance(x, tf.data.Dataset):
+        return not holds_examples(x, input_ranks)
+    return yields_batches(x)
+
+
+def input_ranks_of(model: keras.Model) -> list[int] | None:
+    """The ranks of a model's inputs, the batch counted, where it has any."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        return None
+    return [len(tensor.shape) for tensor in keras.tree.flatten(inputs)]
 
 
 class FirstChain(keras.callbacks.Callback):
@@ -138,36 +164,57 @@ def chains_per_pass(inner, num_steps: int) -> int:
 
 
 def level_data(
-    name, x, y=None, sample_weight=None, *, batch_size, shuffle=True, seed=0
-) -> ArrayData | StreamData:
-    """`ArrayData` or `StreamData`, from what a Keras user passes to `fit`.
+    name,
+    x,
+    y=None,
+    sample_weight=None,
+    *,
+    batch_size=None,
+    shuffle=True,
+    seed=0,
+    input_ranks=None,
+    class_weight=None,
+) -> ArrayData | StreamData | SequenceData | GeneratorData:
+    """One level of data, from what a Keras user passes to `fit`.
 
     Raises:
-        ValueError: If an argument does not go with a dataset, if targets are
-            missing, or for the reasons that the two classes name.
+        ValueError: If an argument does not go with the kind of data, if
+            targets are missing, or for the reasons that the classes name.
     """
-    if isinstance(x, tf.data.Dataset):
-        for argument, value in (
-            ("y", y),
-            ("sample_weight", sample_weight),
-            ("batch_size", batch_size),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"`{argument}` cannot be given where `{name}` is a "
-                    f"`tf.data.Dataset`. Received: {argument}={value!r:.80}. "
-                    "The dataset's elements are batches (x, y) or "
-                    "(x, y, sample_weight)."
-                )
-        return StreamData(name, x)
-    if x is None or y is None:
-        raise ValueError(
-            f"`{name}` must consist of inputs and targets. Received: "
-            f"x={'None' if x is None else 'given'}, "
-            f"y={'None' if y is None else 'given'}."
-        )
-    examples = (x, y) if sample_weight is None else (x, y, sample_weight)
-    return ArrayData(name, examples, batch_size, shuffle, seed)
+    if not yields_batches(x):
+        if x is None or y is None:
+            raise ValueError(
+                f"`{name}` must consist of inputs and targets. Received: "
+                f"x={'None' if x is None else 'given'}, "
+                f"y={'None' if y is None else 'given'}."
+            )
+        batch = with_class_weights((x, y, sample_weight), class_weight)
+        examples = batch if batch[2] is not None else batch[:2]
+        return ArrayData(name, examples, batch_size, shuffle, seed)
+
+    def weighted(*batch):
+        return with_class_weights(batch, class_weight)
+
+    is_dataset = isinstance(x, tf.data.Dataset)
+    for argument, value in (
+        ("y", y),
+        ("sample_weight", sample_weight),
+        ("batch_size", None if is_dataset else batch_size),
+    ):
+        if value is not None:
+            raise ValueError(
+                f"`{argument}` cannot be given where `{name}` is a "
+                f"{type(x).__name__}. Received: {argument}={value!r:.80}. "
+                "Its elements are batches (x, y) or (x, y, sample_weight)."
+            )
+    if is_dataset:
+        data = StreamData(name, x, batch_size, input_ranks)
+        if class_weight is None:
+            return data
+        return StreamData(name, data.dataset.map(weighted))
+    if isinstance(x, keras.utils.PyDataset):
+        return SequenceData(name, x, shuffle, seed, lambda b: weighted(*b))
+    return GeneratorData(name, x, lambda b: weighted(*b))
 
 
 def check_same_structure(training, outer) -> None:
@@ -228,21 +275,42 @@ def split_off(examples: tuple, fraction: float, name: str) -> tuple:
     return part(slice(cut)), part(slice(cut, None))
 
 
-def weights_of_classes(y, class_weight: dict) -> np.ndarray:
-    """One weight per example, from a weight per class.
+def with_class_weights(batch: tuple, class_weight: dict | None) -> tuple:
+    """Adds one weight per example to `(x, y)`, from a weight per class.
 
     Args:
-        y: Array of integer classes, `(n,)` or `(n, 1)`, or one-hot, `(n, k)`.
-        class_weight: Dictionary from class to weight; 1 where it has none.
+        batch: Tuple of inputs, targets and, maybe, `None`. Targets are integer
+            classes, `(n,)` or `(n, 1)`, or one-hot, `(n, k)`.
+        class_weight: Dictionary from class to weight, 1 where it has none; or
+            `None`, which changes nothing.
+
+    Raises:
+        ValueError: If there are sample weights already, or several targets.
     """
+    if class_weight is None:
+        return batch
+    x, y, *sample_weight = batch
+    if sample_weight and sample_weight[0] is not None:
+        raise ValueError(
+            "`class_weight` and `sample_weight` exclude each other. "
+            "Received: both."
+        )
     if isinstance(y, dict | list | tuple):
         raise ValueError(
             "`class_weight` needs one array of targets. "
             f"Received: targets of type {type(y).__name__}. Pass "
             "`sample_weight` instead."
         )
-    y = np.asarray(y)
-    classes = y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)
-    return np.array(
-        [class_weight.get(int(c), 1.0) for c in classes], keras.config.floatx()
+    table = np.ones(max(class_weight, default=0) + 1, keras.config.floatx())
+    for number, weight in class_weight.items():
+        table[number] = weight
+    is_tensor = tf.is_tensor(y)
+    y = tf.convert_to_tensor(y)
+    is_one_hot = y.shape.rank > 1 and y.shape[-1] > 1
+    classes = tf.argmax(y, -1) if is_one_hot else tf.reshape(y, [-1])
+    classes = tf.cast(classes, tf.int64)
+    known = classes < len(table)
+    weights = tf.where(
+        known, tf.gather(table, tf.where(known, classes, 0)), 1.0
     )
+    return (x, y, weights) if is_tensor else (x, y.numpy(), weights.numpy())

@@ -180,8 +180,10 @@ class OuterLevel(keras.layers.Layer):
             update, _causes_before_effects(problem, estimate)
         )
         _assign(problem.metrics_variables, metrics_state)
-        sampler.iterations.assign_add(self.estimator.num_steps)
-        self.iterations.assign_add(1)
+        # A graph would count also a chain for which the data have run out.
+        with tf.control_dependencies([skipped]):
+            sampler.iterations.assign_add(self.estimator.num_steps)
+            self.iterations.assign_add(1)
         self._loss_tracker.update_state(estimate.outer_loss)
         self._norm_tracker.update_state(
             tf.linalg.global_norm(estimate.hypergradient)

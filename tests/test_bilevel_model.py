@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld.data import ArrayData
+from keras_hposgld.data.arrays import ArrayData
 
 
 def make_data(n=48, seed=0, classes=3):

@@ -1,12 +1,16 @@
 """Which examples are drawn when, and what is refused."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_hposgld import levels
-from keras_hposgld.data import ArrayData
-from keras_hposgld.data import StreamData
+from keras_hposgld.data.arrays import ArrayData
+from keras_hposgld.data.sequences import SequenceData
+from keras_hposgld.data.streams import GeneratorData
+from keras_hposgld.data.streams import holds_examples
+from keras_hposgld.data.streams import StreamData
 
 
 def drawn(data, num_steps, num_chains, first=0):
@@ -78,12 +82,144 @@ def test_dataset_of_unknown_length_is_counted_and_endless_one_refused():
 
 
 def test_class_weights_become_sample_weights():
-    weights = levels.weights_of_classes
-    labels = np.array([0, 2, 1, 2])
-    expected = [1.0, 3.0, 0.5, 3.0]
+    labels = np.array([0, 2, 1, 2, 3])
+    expected = [1.0, 3.0, 0.5, 3.0, 1.0]
     class_weight = {1: 0.5, 2: 3.0}
-    for y in (labels, labels[:, None], np.eye(3)[labels]):
-        np.testing.assert_array_equal(weights(y, class_weight), expected)
+    for y in (labels, labels[:, None], np.eye(4)[labels]):
+        for kind in (np.asarray, tf.constant):
+            x, same, weights = levels.with_class_weights(
+                (labels, kind(y)), class_weight
+            )
+            np.testing.assert_array_equal(weights, expected)
+            np.testing.assert_array_equal(same, y)
+            assert type(weights) is type(kind(y))
+
+
+def make_sequence(n=10, batch_size=4, **arguments):
+    class Numbers(keras.utils.PyDataset):
+        def __init__(self):
+            super().__init__(**arguments)
+            self.ended = 0
+
+        def __len__(self):
+            return -(-n // batch_size)
+
+        def __getitem__(self, index):
+            x = np.arange(n)[index * batch_size :][:batch_size]
+            return x.astype("float64"), [-x]
+
+        def on_epoch_end(self):
+            self.ended += 1
+
+    return Numbers()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_sequence_is_read_in_an_order_that_needs_no_state(workers):
+    sequence = make_sequence(workers=workers)
+    data = SequenceData("x", sequence, seed=1)
+    assert data.batches_per_pass == 2.5
+    whole = drawn(data, num_steps=5, num_chains=4)
+    assert whole.dtype == np.float32 and whole.shape == (4, 5, 4)
+    passes = whole.reshape(8, 10)
+    for one in passes:
+        assert sorted(one) == list(range(10))
+    assert len({tuple(one) for one in passes}) > 2  # of 6 orders of 3 batches
+    # Chains of 3 steps end within a pass, and within a batch.
+    split = drawn(data, num_steps=3, num_chains=5)
+    np.testing.assert_array_equal(
+        split.reshape(-1), whole.reshape(-1)[: split.size]
+    )
+    for first in range(1, 5):
+        np.testing.assert_array_equal(
+            drawn(data, 3, num_chains=5 - first, first=first), split[first:]
+        )
+    assert sequence.ended >= 7
+    unshuffled = SequenceData("x", sequence, shuffle=False)
+    np.testing.assert_array_equal(
+        drawn(unshuffled, 5, 1).reshape(-1), [*range(10)] * 2
+    )
+
+
+def test_sequence_without_end_goes_on():
+    class Endless(keras.utils.PyDataset):
+        num_batches = None
+
+        def __getitem__(self, index):
+            return np.full(2, index, "float32"), np.zeros(2)
+
+    data = SequenceData("x", Endless())
+    assert data.batches_per_pass == np.inf
+    order = drawn(data, num_steps=3, num_chains=2, first=4)
+    np.testing.assert_array_equal(order[:, :, 0].reshape(-1), range(12, 18))
+
+
+def test_generator_is_read_once_and_to_its_end():
+    generator = ((np.full(2, n), {"a": np.full(2, -n)}) for n in range(8))
+    data = GeneratorData("x", generator)
+    np.testing.assert_array_equal(data.first_batch()[0], [0, 0])
+    first = drawn(data, num_steps=3, num_chains=1)
+    np.testing.assert_array_equal(first[0, :, 0], range(3))
+    assert drawn(GeneratorData("x", iter([(X, Y)] * 7)), 3, 9).shape[0] == 2
+    with pytest.raises(ValueError, match="must yield at least one batch"):
+        GeneratorData("x", iter([]))
+
+
+@pytest.mark.parametrize(
+    "x, y, input_ranks, is_batch",
+    [
+        (np.ones((5, 2)), np.ones(5), None, True),
+        (np.ones((5, 2)), np.ones(()), None, False),
+        (np.ones((5, 2)), np.ones(3), None, False),
+        # Only the model can tell one-hot targets of 5 from a batch of 5.
+        (np.ones((5, 2)), np.ones(5), [3], False),
+        (np.ones((5, 2)), np.ones(5), [2], True),
+        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [2, 2], False),
+        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [1, 2], True),
+    ],
+)
+def test_examples_and_batches_are_told_apart(x, y, input_ranks, is_batch):
+    dataset = tf.data.Dataset.from_tensors((x, y)).repeat(7)
+    assert holds_examples(dataset, input_ranks) is not is_batch
+    if is_batch:
+        assert StreamData("x", dataset, None, input_ranks).batch_size == 5
+    else:
+        data = StreamData("x", dataset, 3, input_ranks)
+        assert data.batch_size == 3
+        assert data.batches_per_pass == 3
+        y_batch = next(iter(data.chains(2)))[1]
+        assert y_batch.shape == (2, 3, *y.shape)
+
+
+def test_batch_size_of_the_outer_level_defaults_to_the_inner_one():
+    examples = STREAM.unbatch()
+    ranks = [2]
+    for outer, given, expected in [
+        ((X, Y), None, 2),
+        ((X, Y), 5, 5),
+        (examples, None, 2),
+        (examples, 4, 4),
+        (STREAM, None, 3),
+        (iter([(X, Y)]), None, 6),
+    ]:
+        _, outer, _ = read(
+            *(X, Y),
+            outer_data=outer,
+            batch_size=2,
+            outer_batch_size=given,
+            input_ranks=ranks,
+        )
+        assert outer.batch_size == expected
+
+
+def test_frames_are_taken_as_arrays():
+    pandas = pytest.importorskip("pandas", reason="it is what is tested")
+    frame = pandas.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4, 5, 6]})
+    inner, outer, _ = read(
+        frame, frame["b"], outer_data=(frame, frame["b"]), shuffle=False
+    )
+    np.testing.assert_array_equal(inner.examples[0], [[1, 4], [2, 5], [3, 6]])
+    np.testing.assert_array_equal(outer.examples[1], [4, 5, 6])
 
 
 def read(x=None, y=None, sample_weight=None, **arguments):
@@ -135,7 +271,21 @@ STREAM = tf.data.Dataset.from_tensor_slices((X, Y)).batch(3)
             dict(
                 x=X, y=Y, outer_data=STREAM.unbatch().map(lambda x, y: (x, 1))
             ),
-            "must be a dataset of batches",
+            "The targets of `outer_data` must have",
+        ),
+        (
+            dict(x=X, y=Y, outer_data=STREAM.map(lambda x, y: x)),
+            "must be .x, y",
+        ),
+        (dict(x=X, y=Y, outer_data=iter([(X, 1)])), "must give batches"),
+        (dict(x=iter([X]), outer_data=(X, Y)), "must be .x, y"),
+        (
+            dict(x=make_sequence(0), outer_data=(X, Y)),
+            "must hold at least one batch",
+        ),
+        (
+            dict(x=make_sequence(), outer_data=(X, Y), batch_size=2),
+            "`batch_size` cannot be given where",
         ),
         (dict(x=STREAM, y=Y, outer_data=STREAM), "`y` cannot be given where"),
         (
@@ -143,8 +293,8 @@ STREAM = tf.data.Dataset.from_tensor_slices((X, Y)).batch(3)
             "`batch_size` cannot be given where",
         ),
         (
-            dict(x=STREAM, outer_data=STREAM, class_weight={0: 2.0}),
-            "`class_weight` needs arrays",
+            dict(x=make_sequence(), outer_data=STREAM, validation_split=0.1),
+            "`validation_split` needs arrays",
         ),
         (dict(x=STREAM, outer_split=0.5), "`outer_split` needs arrays"),
         (

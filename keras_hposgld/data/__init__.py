@@ -1,0 +1,1 @@
+"""Data for two levels: batches of one chain, whatever they come from."""

@@ -1,0 +1,96 @@
+"""What all kinds of data have in common.
+
+One outer iteration takes as many inner batches, and as many outer batches, as
+its chain has steps. Each kind of data (`arrays.py`, `streams.py`,
+`sequences.py`) has `chains(num_steps, first)`, a dataset of such batches
+stacked on a new leading axis; `first_batch()`; `spec`, the structure of
+`tf.TensorSpec`s of a batch; and `batches_per_pass`, a float.
+"""
+
+import keras
+import tensorflow as tf
+
+DEFAULT_BATCH_SIZE = 32
+
+
+def as_tuples(structure):
+    """A structure with tuples for lists: what a dataset makes of it."""
+    if isinstance(structure, dict):
+        return {key: as_tuples(value) for key, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return tuple(as_tuples(value) for value in structure)
+    return structure
+
+
+def open_spec(batch):
+    """The specs of a batch, its length left open."""
+    return tf.nest.map_structure(
+        lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), batch
+    )
+
+
+def checked_batch_size(batch_size: int | None) -> int:
+    """The batch size that is meant.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    if batch_size is None:
+        return DEFAULT_BATCH_SIZE
+    if batch_size < 1:
+        raise ValueError(
+            "`batch_size` must be at least 1. "
+            f"Received: batch_size={batch_size}."
+        )
+    return int(batch_size)
+
+
+def check_element(name: str, element) -> None:
+    """Checks that an element of a dataset has inputs and targets.
+
+    Raises:
+        ValueError: If it is no tuple of two or three.
+    """
+    if not isinstance(element, tuple) or len(element) not in (2, 3):
+        raise ValueError(
+            f"The elements of `{name}` must be (x, y) or "
+            "(x, y, sample_weight). Received: elements of type "
+            f"{type(element).__name__}."
+        )
+
+
+def length_of(name: str, batch) -> int:
+    """The number of examples of a batch.
+
+    Raises:
+        ValueError: If its tensors have no common length.
+    """
+    shapes = [tuple(tensor.shape) for tensor in tf.nest.flatten(batch)]
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            f"`{name}` must give batches, whose tensors have one length. "
+            f"Received: tensors of shapes {shapes}."
+        )
+    return shapes[0][0]
+
+
+def stack(batches: tf.data.Dataset, batch_size, num_steps) -> tf.data.Dataset:
+    """Cuts batches anew, so that all have one size, and stacks them."""
+    return batches.rebatch(batch_size, drop_remainder=True).batch(
+        num_steps, drop_remainder=True
+    )
+
+
+def standardized(batch):
+    """A batch of what a Python object yields, as NumPy arrays.
+
+    Numbers that are not integers get Keras's `floatx`.
+    """
+
+    def array(leaf):
+        leaf = keras.ops.convert_to_numpy(leaf)
+        if leaf.dtype.kind == "f":
+            leaf = leaf.astype(keras.config.floatx())
+        return leaf
+
+    return keras.tree.map_structure(array, as_tuples(batch))
