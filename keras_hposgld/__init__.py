@@ -9,6 +9,7 @@ if keras.backend.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
+from keras_hposgld import callbacks  # noqa: E402
 from keras_hposgld import diagnostics  # noqa: E402
 from keras_hposgld import estimators  # noqa: E402
 from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "BilevelProblem",
     "Estimate",
     "SGLD",
+    "callbacks",
     "diagnostics",
     "estimators",
     "find_hyperparameters",

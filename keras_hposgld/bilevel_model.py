@@ -20,6 +20,7 @@ from keras_hposgld import levels
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.hyperparameters.hyperparameter import values_by_path
 from keras_hposgld.hyperparameters.summary import summarize
 from keras_hposgld.outer_level import check_known
 from keras_hposgld.outer_level import OuterLevel
@@ -127,11 +128,7 @@ class BilevelModel(SavedLearner):
 
     def hyperparameter_values(self) -> dict[str, np.ndarray]:
         """The constrained values: `{path: NumPy array}`."""
-        return {
-            path: value.numpy()
-            for owner in self.find_hyperparameters()
-            for path, value in owner.hyperparameter_values().items()
-        }
+        return values_by_path(self.find_hyperparameters())
 
     def compile(
         self,

@@ -200,14 +200,27 @@ def chain_summary(samples: Any) -> ChainSummary:
             "`samples` must hold at least 4 samples. "
             f"Received: an array of shape {tuple(samples.shape)}."
         )
-    reduction = tfp.mcmc.potential_scale_reduction(
-        samples, independent_chain_ndims=1, split_chains=True
-    ).numpy()
-    sizes = tfp.mcmc.effective_sample_size(
-        samples, filter_beyond_positive_pairs=True
-    ).numpy()
+    sizes, reduction = chain_statistics(samples)
     return ChainSummary(
-        effective_sample_size=sizes.sum(axis=0),
-        potential_scale_reduction=reduction,
+        effective_sample_size=sizes.numpy().sum(axis=0),
+        potential_scale_reduction=reduction.numpy(),
         is_mixed=bool(np.all(reduction < 1.05)),
     )
+
+
+def chain_statistics(samples: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Effective sample size of each chain, and R-hat of all together.
+
+    Args:
+        samples: Tensor `(num_samples, num_chains, ...)`, at least 4 samples.
+
+    Returns:
+        Tensors of shapes `(num_chains, ...)` and `(...)`.
+    """
+    reduction = tfp.mcmc.potential_scale_reduction(
+        samples, independent_chain_ndims=1, split_chains=True
+    )
+    sizes = tfp.mcmc.effective_sample_size(
+        samples, filter_beyond_positive_pairs=True
+    )
+    return sizes, reduction

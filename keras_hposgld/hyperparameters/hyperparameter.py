@@ -9,6 +9,7 @@ strength, a weight, a range). The variable is not trainable, so a plain
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 
 class Hyperparameter:
@@ -111,3 +112,12 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
             owner = owner.attach(weight).owner
             owners[id(owner)] = owner
     return list(owners.values())
+
+
+def values_by_path(owners: list[Hyperparameter]) -> dict[str, np.ndarray]:
+    """The constrained values of hyperparameters: `{path: NumPy array}`."""
+    return {
+        path: np.asarray(value)
+        for owner in owners
+        for path, value in owner.hyperparameter_values().items()
+    }

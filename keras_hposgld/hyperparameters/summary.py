@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.hyperparameter import values_by_path
 
 COLUMNS = ("path", "granularity", "number", "minimum", "median", "maximum")
 
@@ -19,8 +20,7 @@ def summarize(owners: list[Hyperparameter]) -> list[str]:
     """
     rows, total = [], 0
     for owner in owners:
-        for path, value in owner.hyperparameter_values().items():
-            value = np.asarray(value)
+        for path, value in values_by_path([owner]).items():
             total += value.size
             spread = (value.min(), np.median(value), value.max())
             rows.append(

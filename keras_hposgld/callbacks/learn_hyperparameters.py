@@ -1,0 +1,295 @@
+"""Learns the hyperparameters of a model in the course of an ordinary `fit`."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld import adapter
+from keras_hposgld import estimators
+from keras_hposgld import levels
+from keras_hposgld.callbacks.recent_examples import RecentExamples
+from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
+from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.hyperparameters.hyperparameter import values_by_path
+from keras_hposgld.outer_level import OuterLevel
+from keras_hposgld.outer_level import variables_of
+from keras_hposgld.sgld import SGLD
+
+
+class LearnHyperparameters(keras.callbacks.Callback):
+    """Updates the learnable hyperparameters of a model every so many batches.
+
+    The model is trained as it would be without the callback, with any
+    optimizer and any loss. After each `every` batches a chain of
+    `estimator.num_steps` inner steps starts from the current weights, and its
+    hypergradient moves the hyperparameters. The chain works on copies: weights,
+    optimizer, metrics and random generators of the model stay as they are.
+
+    The inner steps of a chain are taken on the examples that `fit` trained on
+    last, so there is no chain before there have been enough of them. The
+    callback adds `outer_loss`, `hypergradient_norm` and `skipped_updates` to
+    the logs of an epoch (not a number where no chain ran); callbacks that are
+    to see them come after it in the list.
+
+    Args:
+        outer_data: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset` or a generator: what the hyperparameters
+            are learned on.
+        estimator: `HypergradientEstimator` or alias. Defaults to `"hpo_sgld"`.
+        sampler: `SGLD`, the step of the chain. Defaults to `SGLD(0.01)`.
+        hyper_optimizer: Keras optimizer of the hyperparameters. Defaults to
+            `keras.optimizers.Adam(0.05)`.
+        every: Integer, batches of `fit` from chain to chain. Defaults to `50`.
+        batch_size: Integer, the examples in an inner step, and in an outer one
+            where `outer_data` are arrays. Defaults to `32`.
+        regularizer: A learnable regularizer to attach to the kernels of a
+            model made without one. It is not saved with the model.
+        filter: Function from a trainable weight to whether `regularizer` is
+            attached to it. `None` (default): every kernel.
+        outer_loss: Keras loss. `None` (default): the compiled loss without the
+            regularization.
+        layer_state: `"carried"` (default) or `"frozen"`, see
+            `keras_hposgld.adapter`.
+        warmup_batches: Integer: no chain before so many batches. Defaults to
+            `0`.
+        max_skipped_updates: Integer: after so many outer iterations in a row
+            with a number that is not finite, `fit` stops with an error.
+            Defaults to `10`.
+        backup_dir: String: where to keep, from epoch to epoch, what a
+            `fit` with `keras.callbacks.BackupAndRestore` needs to go on
+            exactly: the state of `hyper_optimizer`, counters, recent examples.
+            `None` (default): they are not kept. Put this callback before
+            `BackupAndRestore`.
+        seed: Integer: the order of the outer examples.
+
+    Raises:
+        TypeError: If `sampler` is no `SGLD`, or if the model is a
+            `BilevelModel`.
+        ValueError: If a number is out of range; when training begins, if the
+            model has no hyperparameters or the learning rate of the sampler
+            is too large for their bound.
+
+    Example:
+
+    ```python
+    import keras
+    import keras_hposgld as hs
+    import numpy as np
+
+    x, y = np.random.normal(size=(200, 5)), np.random.normal(size=(200, 1))
+    strength = hs.regularizers.LearnableL2(1e-2, granularity="input")
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(1, kernel_regularizer=strength),
+        ]
+    )
+    model.compile("adam", loss="mse")
+    learning = hs.callbacks.LearnHyperparameters(
+        outer_data=(x[150:], y[150:]), every=5, batch_size=4
+    )
+    model.fit(x[:150], y[:150], epochs=10, callbacks=[learning], verbose=0)
+    print(learning.hyperparameter_values())
+    ```
+    """
+
+    def __init__(
+        self,
+        outer_data: Any,
+        estimator: Any = "hpo_sgld",
+        sampler: SGLD | None = None,
+        hyper_optimizer: Any = None,
+        every: int = 50,
+        *,
+        batch_size: int = 32,
+        regularizer: Any = None,
+        filter: Callable | None = None,
+        outer_loss: Any = None,
+        layer_state: str = "carried",
+        warmup_batches: int = 0,
+        max_skipped_updates: int = 10,
+        backup_dir: str | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.sampler = SGLD(0.01) if sampler is None else sampler
+        if not isinstance(self.sampler, SGLD):
+            raise TypeError(
+                "`sampler` must be a `keras_hposgld.SGLD`: the chain's step. "
+                f"Received: sampler={sampler!r}. The optimizer that the model "
+                "is compiled with may be any."
+            )
+        self.outer_data = outer_data
+        self.every = estimators.check_count("every", every, 1)
+        self.batch_size = estimators.check_count("batch_size", batch_size, 1)
+        self.warmup_batches = estimators.check_count(
+            "warmup_batches", warmup_batches, 0
+        )
+        self.regularizer = regularizer
+        self.filter = filter
+        self.backup_dir = backup_dir
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self.outer_level = OuterLevel()
+        self.outer_level.configure(
+            estimator,
+            hyper_optimizer,
+            outer_loss=outer_loss,
+            layer_state=layer_state,
+            max_skipped_updates=max_skipped_updates,
+        )
+        self._num_batches = 0
+        self.recent = RecentExamples(self._num_steps * self.batch_size)
+        self._outer = None
+
+    @property
+    def _num_steps(self):
+        return self.outer_level.estimator.num_steps
+
+    def find_hyperparameters(self) -> list:
+        """The objects that own the hyperparameters of the model."""
+        if self.regularizer is not None:
+            attach_regularizer(self.model, self.regularizer, self.filter)
+        return find_hyperparameters(self.model)
+
+    def hyperparameter_values(self) -> dict[str, np.ndarray]:
+        """The constrained values: `{path: NumPy array}`."""
+        return values_by_path(self.find_hyperparameters())
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        if hasattr(model, "outer_level"):
+            raise TypeError(
+                "`LearnHyperparameters` belongs to the `fit` of a plain Keras "
+                f"model. Received: {model!r}, which learns its "
+                "hyperparameters by itself."
+            )
+        if self._outer is None:
+            self._outer = levels.level_data(
+                "outer_data",
+                *keras.utils.unpack_x_y_sample_weight(
+                    levels.as_arrays(self.outer_data)
+                ),
+                batch_size=None
+                if levels.yields_batches(self.outer_data)
+                else self.batch_size,
+                seed=self.seed,
+                input_ranks=levels.input_ranks_of(model),
+            )
+        owners = self.find_hyperparameters()
+        self.outer_level.prepare(
+            model.trainable_variables, owners, self.sampler
+        )
+        self._hyperparameters = variables_of(owners)
+        self._run_chain = self._make_chain_function()
+        self._outer_iterator = None
+        self._stop_recording()  # of a `fit` that was broken off
+        self._plain_train_function = model.train_function
+        model.train_step = self.recent.record(model.train_step)
+        model.make_train_function(force=True)
+
+    def _stop_recording(self):
+        # The instance's own attribute hides the method of the class.
+        if getattr(vars(self.model).get("train_step"), "records", False):
+            del self.model.train_step
+
+    def _make_chain_function(self):
+        model, outer_level = self.model, self.outer_level
+
+        def run_chain(inner_batches, outer_batches):
+            problem = adapter.KerasProblem(
+                model,
+                self._hyperparameters,
+                adapter.layer_variables(model),
+                outer_level.loss(model),
+                outer_level.layer_state,
+                tracks_metrics=False,
+            )
+            outer_level.run(
+                problem,
+                inner_batches,
+                outer_batches,
+                start=adapter.tensors(problem.weights),
+                sampler=self.sampler,
+                moves=False,
+            )
+
+        if model.run_eagerly:
+            return run_chain
+        return tf.function(run_chain, autograph=False)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._outer_iterator is None:
+            # Not when training begins: a callback after this one may only
+            # then restore the model from a backup.
+            self._restore()
+            first = int(self.outer_level.iterations)
+            chains = self._outer.chains(self._num_steps, lambda: first)
+            self._outer_iterator = iter(chains)
+        self._last_batch = -1
+        self._num_chains = 0
+        for metric in self.outer_level.metrics:
+            metric.reset_state()
+
+    def on_train_batch_end(self, batch, logs=None):
+        before = self._num_batches
+        # More than one, where Keras runs several steps at a time.
+        self._num_batches = now = before + batch - self._last_batch
+        self._last_batch = batch
+        is_due = now // self.every > before // self.every
+        if not is_due or now < self.warmup_batches or not self.recent.is_full:
+            return
+        outer_batches = next(self._outer_iterator, None)
+        if outer_batches is None:
+            raise RuntimeError(
+                "`outer_data` must last until training ends. Received: a "
+                f"generator that ended after {self._num_chains} chains in "
+                "this epoch. Let it go on, or pass arrays or a dataset."
+            )
+        self._run_chain(self.recent.stacked(self._num_steps), outer_batches)
+        self._num_chains += 1
+        self.outer_level.guard.raise_if_too_many()
+
+    def on_epoch_end(self, epoch, logs=None):
+        for metric in self.outer_level.metrics:
+            result = float(metric.result()) if self._num_chains else np.nan
+            logs[metric.name] = result
+        self._back_up()
+
+    def on_train_end(self, logs=None):
+        self._stop_recording()
+        self.model.train_function = self._plain_train_function
+        if self.backup_dir is not None and tf.io.gfile.exists(self.backup_dir):
+            tf.io.gfile.rmtree(self.backup_dir)
+
+    def _backups(self):
+        """The last two: the model's own backup decides which one counts."""
+        parts = dict(
+            outer_level=self.outer_level,
+            hyper_optimizer=self.outer_level.hyper_optimizer,
+            sampler=self.sampler,
+            recent=self.recent,
+            num_batches=tf.Variable(self._num_batches, dtype=tf.int64),
+        )
+        if self.regularizer is not None:
+            parts["regularizer"] = self.regularizer
+        return tf.train.CheckpointManager(
+            tf.train.Checkpoint(**parts), self.backup_dir, max_to_keep=2
+        )
+
+    def _back_up(self):
+        if self.backup_dir is not None:
+            self._backups().save(int(self.model.optimizer.iterations))
+
+    def _restore(self):
+        step = int(self.model.optimizer.iterations)
+        if self.backup_dir is None or step == 0:
+            return
+        backups = self._backups()
+        for path in backups.checkpoints:
+            if path.endswith(f"-{step}"):
+                backups.checkpoint.restore(path)
+                self._num_batches = int(backups.checkpoint.num_batches)
