@@ -23,6 +23,10 @@ from keras_hposgld.problem import BilevelProblem
 
 LAYER_STATES = ("carried", "frozen")
 
+# A float16 below 6e-8 is zero: gradients of activations would be lost. This
+# leaves a factor of 64 up to the largest float16 for those of order one.
+FLOAT16_LOSS_SCALE = 1024.0
+
 
 class KerasProblem(BilevelProblem):
     """The bilevel problem of a compiled model.
@@ -70,6 +74,8 @@ class KerasProblem(BilevelProblem):
                 tensors(self.metrics_variables),
             ),
         )
+        if _computes_in_float16(trainer):
+            self.loss_scale = FLOAT16_LOSS_SCALE
 
     def _scope(self, hyperparameters, params, carry):
         layer_state, metrics_state = carry
@@ -103,6 +109,12 @@ class KerasProblem(BilevelProblem):
         with self._scope(hyperparameters, params, carry):
             y_pred = self.trainer(x, training=False)
             return self.outer_loss(y, y_pred, sample_weight)
+
+
+def _computes_in_float16(model):
+    # Private: all layers, the nested ones, too.
+    layers = model._flatten_layers()
+    return any(layer.compute_dtype == "float16" for layer in layers)
 
 
 def layer_variables(model: keras.Model) -> list[keras.Variable]:

@@ -42,6 +42,7 @@ def linearize_gradient(
     params: list,
     sources: list,
     transform: Callable = lambda gradient: gradient,
+    loss_scale: float = 1.0,
 ) -> LinearizedGradient:
     """Differentiates an objective so that its gradient can be again.
 
@@ -54,6 +55,8 @@ def linearize_gradient(
             of the params, or both.
         transform: Function applied to the gradient before it is used, such
             as clipping; the pullback goes through it.
+        loss_scale: What the objective is multiplied by on the way back, lest
+            small float16 numbers become zero; the results are divided by it.
     """
     with tf.GradientTape(
         persistent=True, watch_accessed_variables=False
@@ -62,25 +65,28 @@ def linearize_gradient(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(params)
             value, carry = objective(params)
-        gradient = _dense(
-            tape.gradient(
-                value,
-                params,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+        gradient = tape.gradient(
+            value,
+            params,
+            output_gradients=_seed(value, loss_scale),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        gradient = transform(gradient)
+        gradient = transform(_times(1.0 / loss_scale, _dense(gradient)))
 
     def pullback(vector):
-        return _dense(
-            second_tape.gradient(gradient, sources, output_gradients=vector)
+        products = second_tape.gradient(
+            gradient, sources, output_gradients=_times(loss_scale, vector)
         )
+        return _times(1.0 / loss_scale, _dense(products))
 
     return LinearizedGradient(value, carry, gradient, pullback)
 
 
 def value_and_gradients(
-    objective: Callable, hyperparameters: list, params: list
+    objective: Callable,
+    hyperparameters: list,
+    params: list,
+    loss_scale: float = 1.0,
 ) -> tuple:
     """Evaluates an objective with its derivatives by both arguments.
 
@@ -89,6 +95,7 @@ def value_and_gradients(
             `hyperparameters`.
         hyperparameters: List of tensors.
         params: List of tensors.
+        loss_scale: As in `linearize_gradient`.
 
     Returns:
         The scalar; the derivatives by the hyperparameters, `None` where there
@@ -100,13 +107,19 @@ def value_and_gradients(
         tape.watch(params)
         value = objective(params)
     by_hyperparameters, by_params = tape.gradient(
-        value, [list(hyperparameters), list(params)]
+        value,
+        [list(hyperparameters), list(params)],
+        output_gradients=_seed(value, loss_scale),
     )
     by_params = [
         tf.zeros_like(param) if gradient is None else gradient
         for param, gradient in zip(params, by_params, strict=True)
     ]
-    return value, _dense(by_hyperparameters), _dense(by_params)
+    return (
+        value,
+        _times(1.0 / loss_scale, _dense(by_hyperparameters)),
+        _times(1.0 / loss_scale, _dense(by_params)),
+    )
 
 
 def vector_jacobian_product(
@@ -140,6 +153,19 @@ def directional_derivative(
     return [
         accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
         for output in outputs
+    ]
+
+
+def _seed(value, loss_scale):
+    return None if loss_scale == 1.0 else tf.fill(value.shape, loss_scale)
+
+
+def _times(factor, gradients):
+    if factor == 1.0:
+        return gradients
+    return [
+        None if gradient is None else factor * gradient
+        for gradient in gradients
     ]
 
 

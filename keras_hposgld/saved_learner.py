@@ -8,24 +8,25 @@ arguments of `compile`, and the state of random generators.
 import keras
 
 
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """Counters of dropout and the like, which Keras does not save."""
+    weights = {id(weight) for weight in model.weights}
+    return [v for v in model.variables if id(v) not in weights]
+
+
 class SavedLearner(keras.Model):
     """The part of `BilevelModel` that Keras's saving calls."""
 
     def save_own_variables(self, store) -> None:
         super().save_own_variables(store)
-        for position, state in enumerate(self._random_states()):
+        for position, state in enumerate(random_states(self.model)):
             store[f"random_state_{position}"] = state.numpy()
 
     def load_own_variables(self, store) -> None:
         values = {key: store[key] for key in store.keys()}
-        for position, state in enumerate(self._random_states()):
+        for position, state in enumerate(random_states(self.model)):
             state.assign(values.pop(f"random_state_{position}"))
         super().load_own_variables(values)
-
-    def _random_states(self):
-        """Counters of dropout and the like, which Keras does not save."""
-        weights = {id(weight) for weight in self.model.weights}
-        return [v for v in self.model.variables if id(v) not in weights]
 
     def get_config(self) -> dict:
         return {

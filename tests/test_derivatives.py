@@ -90,3 +90,39 @@ def test_vector_jacobian_product(rng, run):
     )
     np.testing.assert_allclose(product, vector @ matrix * [4.0, 6.0])
     assert unused is None
+
+
+def test_loss_scale_changes_no_derivative(rng):
+    strength = tf.constant(rng.normal(size=3))
+    weight, vector = tf.constant(rng.normal(size=(2, 3)))
+
+    def objective(params):
+        (w,) = params
+        return tf.reduce_sum(strength * w**2 + w**4), None
+
+    plain, scaled = (
+        derivatives.linearize_gradient(
+            objective, [weight], [strength, weight], loss_scale=scale
+        )
+        for scale in (1.0, 1000.0)
+    )
+    np.testing.assert_allclose(plain.gradient, scaled.gradient, rtol=1e-14)
+    for a, b in zip(
+        plain.pullback([vector]), scaled.pullback([vector]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+    for a, b in zip(
+        *(
+            tf.nest.flatten(
+                derivatives.value_and_gradients(
+                    lambda params: objective(params)[0],
+                    [strength],
+                    [weight],
+                    scale,
+                )
+            )
+            for scale in (1.0, 1000.0)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-14)

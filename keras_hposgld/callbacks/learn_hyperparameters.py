@@ -17,6 +17,7 @@ from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import values_by_path
 from keras_hposgld.outer_level import OuterLevel
 from keras_hposgld.outer_level import variables_of
+from keras_hposgld.saved_learner import random_states
 from keras_hposgld.sgld import SGLD
 
 
@@ -61,9 +62,9 @@ class LearnHyperparameters(keras.callbacks.Callback):
             Defaults to `10`.
         backup_dir: String: where to keep, from epoch to epoch, what a
             `fit` with `keras.callbacks.BackupAndRestore` needs to go on
-            exactly: the state of `hyper_optimizer`, counters, recent examples.
-            `None` (default): they are not kept. Put this callback before
-            `BackupAndRestore`.
+            exactly: the state of `hyper_optimizer`, counters, recent
+            examples, the random states of dropout. `None` (default): they are
+            not kept. Put this callback before `BackupAndRestore`.
         seed: Integer: the order of the outer examples.
 
     Raises:
@@ -154,6 +155,10 @@ class LearnHyperparameters(keras.callbacks.Callback):
         if self.regularizer is not None:
             attach_regularizer(self.model, self.regularizer, self.filter)
         return find_hyperparameters(self.model)
+
+    def hyperparameters(self) -> list[keras.Variable]:
+        """The unconstrained variables, in the order of the weights."""
+        return variables_of(self.find_hyperparameters())
 
     def hyperparameter_values(self) -> dict[str, np.ndarray]:
         """The constrained values: `{path: NumPy array}`."""
@@ -272,6 +277,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
             hyper_optimizer=self.outer_level.hyper_optimizer,
             sampler=self.sampler,
             recent=self.recent,
+            random_states=[v.value for v in random_states(self.model)],
             num_batches=tf.Variable(self._num_batches, dtype=tf.int64),
         )
         if self.regularizer is not None:

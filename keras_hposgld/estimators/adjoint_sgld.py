@@ -117,6 +117,7 @@ class AdjointSGLD(HypergradientEstimator):
             ),
             hypers,
             params,
+            chain.problem.loss_scale,
         )
         alpha = chain.learning_rate(index, dtype)
         hessian_q = inner.pullback(state.q)[len(hypers) :]

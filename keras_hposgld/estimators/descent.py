@@ -50,6 +50,7 @@ def linearize_inner(chain: Chain, params, carry, inner_batch, sources):
         params,
         sources,
         chain.sampler.clip,
+        chain.problem.loss_scale,
     )
 
 
@@ -62,4 +63,5 @@ def outer_at_end(chain: Chain, state: DescentState, outer_batches, num_steps):
         ),
         chain.hyperparameters,
         state.params,
+        chain.problem.loss_scale,
     )

@@ -137,12 +137,18 @@ class HPOSGLD(HypergradientEstimator):
         # (24): L_T's gradient at theta^{m-1}, ready for products with vectors.
         sources = [*hypers, *state.params] if state.u else list(hypers)
         inner = linearize_gradient(
-            inner_objective, state.params, sources, chain.sampler.clip
+            inner_objective,
+            state.params,
+            sources,
+            chain.sampler.clip,
+            problem.loss_scale,
         )
         params = chain.move(state.params, inner.gradient, index)
 
         # (22): what is in the space of lambda, then what will meet D0.
-        f, direct, v = value_and_gradients(outer_objective, hypers, params)
+        f, direct, v = value_and_gradients(
+            outer_objective, hypers, params, problem.loss_scale
+        )
         products = inner.pullback(v)
         mixed, hessian = products[: len(hypers)], products[len(hypers) :]
         chain.report_unused(mixed, direct)

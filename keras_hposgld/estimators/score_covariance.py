@@ -109,13 +109,14 @@ class ScoreCovariance(HypergradientEstimator):
             return value
 
         inner, score, gradient = value_and_gradients(
-            inner_objective, hypers, params
+            inner_objective, hypers, params, problem.loss_scale
         )
         (carry,) = carried
         f, direct, _ = value_and_gradients(
             lambda params: problem.outer(hypers, params, outer_batch, carry),
             hypers,
             params,
+            problem.loss_scale,
         )
         chain.report_unused(score, direct)
         # Welford's update: means, and products of deviations from them.
