@@ -223,6 +223,7 @@ class BilevelModel(SavedLearner):
         )
         if self.start == "initial":
             self.starting_weights.build_for(weights)
+        self.track_for_checkpoints()
 
     def fit(
         self,

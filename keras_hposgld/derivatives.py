@@ -157,7 +157,9 @@ def directional_derivative(
 
 
 def _seed(value, loss_scale):
-    return None if loss_scale == 1.0 else tf.fill(value.shape, loss_scale)
+    if loss_scale == 1.0:
+        return None
+    return tf.fill(value.shape, tf.constant(loss_scale, value.dtype))
 
 
 def _times(factor, gradients):

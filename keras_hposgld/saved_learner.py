@@ -6,6 +6,7 @@ arguments of `compile`, and the state of random generators.
 """
 
 import keras
+import tensorflow as tf
 
 
 def random_states(model: keras.Model) -> list[keras.Variable]:
@@ -16,6 +17,21 @@ def random_states(model: keras.Model) -> list[keras.Variable]:
 
 class SavedLearner(keras.Model):
     """The part of `BilevelModel` that Keras's saving calls."""
+
+    def track_for_checkpoints(self) -> None:
+        """Hangs on an attribute what `tf.train.Checkpoint` would miss.
+
+        It follows attributes and lists of TensorFlow's, not those of Keras.
+        """
+        state = tf.Module()
+        for name, variables in (
+            ("weights", self.weights),
+            ("random_states", random_states(self.model)),
+            ("memory", self.outer_level.memory.weights),
+            ("starting_weights", self.starting_weights.weights),
+        ):
+            setattr(state, name, [variable.value for variable in variables])
+        self._checkpointed_state = state
 
     def save_own_variables(self, store) -> None:
         super().save_own_variables(store)

@@ -17,7 +17,17 @@ class WeightCopies(keras.layers.Layer):
     def __init__(self, name: str):
         super().__init__(name=name, trainable=False)
         self.values = []
-        self.are_set = False
+        self._is_set = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            trainable=False,
+            name="is_set",
+        )
+
+    @property
+    def are_set(self) -> bool:
+        return bool(self._is_set.numpy())
 
     def build(self, input_shape=None):
         """Does nothing: see `build_for`."""
@@ -43,16 +53,15 @@ class WeightCopies(keras.layers.Layer):
 
     def load_own_variables(self, store) -> None:
         """Loads the copies, also before `compile` has said that any exist."""
-        saved = [store[str(position)] for position in range(len(store.keys()))]
-        if not saved:
-            return  # saved by a learner that had none
-        self.build_for(saved)
-        self.are_set = True
-        for value, array in zip(self.values, saved, strict=True):
-            value.assign(array)
+        is_set, *saved = (store[str(n)] for n in range(len(store.keys())))
+        if saved:  # else they are of a learner that had none
+            self._is_set.assign(is_set)
+            self.build_for(saved)
+            for value, array in zip(self.values, saved, strict=True):
+                value.assign(array)
 
     def remember(self, weights: list[keras.Variable]) -> None:
         """Copies the weights as they are now."""
-        self.are_set = True
+        self._is_set.assign(1)
         for value, weight in zip(self.values, weights, strict=True):
             value.assign(weight)

@@ -276,6 +276,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
             outer_level=self.outer_level,
             hyper_optimizer=self.outer_level.hyper_optimizer,
             sampler=self.sampler,
+            memory=[v.value for v in self.outer_level.memory.values],
             recent=self.recent,
             random_states=[v.value for v in random_states(self.model)],
             num_batches=tf.Variable(self._num_batches, dtype=tf.int64),

@@ -59,7 +59,7 @@ def attach_regularizer(
             Defaults to `is_kernel`.
     """
     weights = [w for w in model.trainable_variables if w.regularizer is None]
-    if regularizer.waits:
+    if regularizer.is_from_file:
         known = [w for w in weights if regularizer.waits_for(w)]
         # A subclassed model may have got other paths: then shapes must do.
         chosen = known or [

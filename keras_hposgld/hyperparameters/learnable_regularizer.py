@@ -100,6 +100,7 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
         self.center = center
         self.tracked = []  # variables: Keras saves and loads what is in here
         self._penalties = []
+        self.is_from_file = False  # so it is known which weights it is for
         # See `load_own_variables`.
         self._identity = uuid.uuid4().hex
         self._original = lambda: None
@@ -141,11 +142,6 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
         penalty.path = weight.path
         weight.regularizer = penalty
         return penalty
-
-    @property
-    def waits(self) -> bool:
-        """Whether penalties from a file wait for their weights."""
-        return any(penalty.weight is None for penalty in self._penalties)
 
     def waits_for(self, weight, any_path: bool = False) -> bool:
         """Whether a weight is one that a penalty from a file waits for."""
@@ -299,6 +295,7 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
 
     def build_from_config(self, config):
         self._identity = config["identity"]
+        self.is_from_file = bool(config["penalties"])
         for penalty in config["penalties"]:
             self._add_penalty(
                 penalty["path"], tuple(penalty["shape"]), penalty["dtype"]
