@@ -27,6 +27,12 @@ def test_network_of_keras_applications_is_regularized_from_outside(tmp_path):
         classes=3,
         classifier_activation=None,
     )
+    # A fresh network predicts nothing before its statistics are those of data.
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.1
+    for _ in range(3):
+        network(images(30)[0], training=True)
     kernels = [
         w for w in network.trainable_variables if w.name.endswith("kernel")
     ]
@@ -54,12 +60,8 @@ def test_network_of_keras_applications_is_regularized_from_outside(tmp_path):
     assert [v.shape for v in learner.hyperparameters] == [
         w.shape[-1:] for w in chosen
     ]
-    # A fresh network in inference mode has dead ends: not all have a slope.
-    moved = [
-        np.abs(value - 1e-4).max() > 1e-6
-        for value in learner.hyperparameter_values().values()
-    ]
-    assert sum(moved) > 5 and moved[-1]
+    for value in learner.hyperparameter_values().values():
+        assert np.abs(value - 1e-4).max() > 1e-6
     penalties = learner.regularizer.penalties
     assert [id(p.weight) for p in penalties] == [id(w) for w in chosen]
     for weight, center, penalty in zip(
