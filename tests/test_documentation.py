@@ -36,10 +36,16 @@ def documented_objects():
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+# On this page each block goes on from the one before.
+SESSION = ROOT / "docs" / "getting_started.md"
 PAGE_BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(blocks(page.read_text()))
+    for number, block in enumerate(
+        ["".join(blocks(page.read_text()))]
+        if page == SESSION
+        else blocks(page.read_text())
+    )
 ]
 DOCSTRING_BLOCKS = [
     pytest.param(block, id=f"{path}-{number}")
