@@ -18,6 +18,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_hposgld.distribute import local_loss
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.problem import BilevelProblem
 
@@ -31,9 +32,7 @@ FLOAT16_LOSS_SCALE = 1024.0
 class KerasProblem(BilevelProblem):
     """The bilevel problem of a compiled model.
 
-    Its lists are ordered like `weights` and `hyperparameters` below. It must
-    be made in the function that runs the chain (in `train_step`, say), since
-    it reads the state that the chain starts with.
+    Its lists are ordered like `weights` and `hyperparameters` below.
 
     Args:
         trainer: A built and compiled `keras.Model`. Its `compute_loss`, the
@@ -69,13 +68,15 @@ class KerasProblem(BilevelProblem):
         super().__init__(
             self._inner,
             self._outer,
-            initial_carry=(
-                tensors(self.layer_variables),
-                tensors(self.metrics_variables),
-            ),
+            initial_carry=(),  # see the property
         )
         if _computes_in_float16(trainer):
             self.loss_scale = FLOAT16_LOSS_SCALE
+
+    @property
+    def initial_carry(self) -> tuple[list, list]:
+        """The state that layers and metrics have when a chain begins."""
+        return tensors(self.layer_variables), tensors(self.metrics_variables)
 
     def _scope(self, hyperparameters, params, carry):
         layer_state, metrics_state = carry
@@ -96,6 +97,7 @@ class KerasProblem(BilevelProblem):
             loss = self.trainer.compute_loss(
                 x, y, y_pred, sample_weight, training=True
             )
+            loss = local_loss(loss)
             if self.tracks_metrics:
                 loss_metric(self.trainer).update_state(loss)
                 self.trainer.compute_metrics(x, y, y_pred, sample_weight)
@@ -108,7 +110,7 @@ class KerasProblem(BilevelProblem):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._scope(hyperparameters, params, carry):
             y_pred = self.trainer(x, training=False)
-            return self.outer_loss(y, y_pred, sample_weight)
+            return local_loss(self.outer_loss(y, y_pred, sample_weight))
 
 
 def _computes_in_float16(model):

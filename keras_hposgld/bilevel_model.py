@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import adapter
+from keras_hposgld import distribute
 from keras_hposgld import export
 from keras_hposgld import levels
 from keras_hposgld.estimators import HypergradientEstimator
@@ -98,6 +99,7 @@ class BilevelModel(SavedLearner):
                 "`model` must be a `keras.Model`. "
                 f"Received: model={model!r} of type {type(model).__name__}."
             )
+        self.strategy = distribute.current_strategy()
         self.model = model
         self.regularizer = regularizer
         self.filter = filter
@@ -218,6 +220,12 @@ class BilevelModel(SavedLearner):
 
     def _prepare(self):
         weights = self.trainable_variables
+        distribute.check(
+            self.strategy,
+            self.model.variables,
+            self.hypergradient,
+            self.jit_compile,
+        )
         self.outer_level.prepare(
             weights, self.find_hyperparameters(), self.optimizer
         )
@@ -282,6 +290,10 @@ class BilevelModel(SavedLearner):
             raise RuntimeError(
                 "`compile(...)` must be called before `fit(...)`."
             )
+        self.seed = distribute.agreed(self.strategy, self.seed)
+        self.optimizer.seed = distribute.agreed(
+            self.strategy, self.optimizer.seed
+        )
         inner, outer, validation_data = levels.from_fit_arguments(
             (x, y, sample_weight),
             class_weight=class_weight,
@@ -295,13 +307,19 @@ class BilevelModel(SavedLearner):
             seed=self.seed,
             input_ranks=levels.input_ranks_of(self.model),
         )
-        adapter.build_on(self, inner.first_batch())
-        self._prepare()
-        if self.start == "initial" and not self.starting_weights.are_set:
-            self.starting_weights.remember(self.trainable_variables)
+        with self.distribute_strategy.scope():
+            adapter.build_on(self, inner.first_batch())
+            self._prepare()
+            if self.start == "initial" and not self.starting_weights.are_set:
+                self.starting_weights.remember(self.trainable_variables)
         num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
+        chains = distribute.distribute_chains(
+            self.strategy,
+            lambda: levels.chains(inner, outer, num_steps, first),
+            {"inner": inner.batch_size, "outer": outer.batch_size},
+        )
         return super().fit(
-            levels.chains(inner, outer, num_steps, first),
+            chains,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch
             or levels.chains_per_pass(inner, num_steps),
@@ -311,6 +329,36 @@ class BilevelModel(SavedLearner):
             callbacks=_with(callbacks, [first, StopOnNonFinite()]),
             **keras_arguments,
         )
+
+    def make_train_function(self, force=False):
+        """As in Keras; on several replicas the step spans them."""
+        if not distribute.is_distributed(self.strategy):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = distribute.train_function(
+                self, self.train_step
+            )
+
+    def make_test_function(self, force=False):
+        """Likewise: Keras's own cannot reduce logs across machines."""
+        if not distribute.is_distributed(self.strategy):
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+
+            def step(data):
+                self.strategy.run(self.test_step, args=(data,))
+                return self.outer_level.without_training_logs(
+                    self.get_metrics_result()
+                )
+
+            self.test_function = distribute.train_function(self, step)
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # Private to Keras, whose `fit` and `evaluate` call it to build what is
+        # not built; on several machines it fails (keras issue 20585), and
+        # `fit` has built everything before.
+        if not distribute.is_distributed(self.strategy):
+            super()._maybe_symbolic_build(*args, **kwargs)
 
     def train_step(self, data):
         """One outer iteration, on the stacked batches of one chain."""
@@ -330,8 +378,9 @@ class BilevelModel(SavedLearner):
         outer_level.run(
             problem,
             *data,
-            start=adapter.tensors(start),
+            start=start,
             sampler=self.optimizer,
+            strategy=self.strategy,
         )
         return self.get_metrics_result()
 
@@ -345,7 +394,9 @@ class BilevelModel(SavedLearner):
         """As in Keras; out of training the outer loss is tracked, too."""
         if not training:
             self.outer_level.track_evaluation(
-                self.outer_level.loss(self)(y, y_pred, sample_weight),
+                distribute.local_loss(
+                    self.outer_level.loss(self)(y, y_pred, sample_weight)
+                ),
                 tf.shape(tf.nest.flatten(x)[0])[0],
             )
         return super().compute_loss(x, y, y_pred, sample_weight, training)

@@ -127,7 +127,7 @@ class FirstChain(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs=None):
-        self.number = int(self.model.outer_iterations)
+        self.number = int(self.model.outer_iterations.numpy())
 
     def __call__(self) -> int:
         return self.number

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_hposgld import distribute
 from keras_hposgld import estimators
 from keras_hposgld.adapter import KerasProblem
 from keras_hposgld.adapter import LAYER_STATES
@@ -128,6 +129,7 @@ class OuterLevel(keras.layers.Layer):
         start: list,
         sampler: SGLD,
         moves: bool = True,
+        strategy: Any = None,
     ) -> tf.Tensor:
         """Runs a chain and takes one step with the hyperparameters.
 
@@ -138,31 +140,45 @@ class OuterLevel(keras.layers.Layer):
             problem: `KerasProblem`, whose variables are updated.
             inner_batches: Structure of tensors, stacked inner batches.
             outer_batches: Likewise.
-            start: List of tensors, the weights where the chain starts.
+            start: List of variables, the weights where the chain starts.
             sampler: `SGLD`.
             moves: Whether weights and layer state become those at the end of
                 the chain.
+            strategy: `tf.distribute.Strategy`, or `None`.
 
         Returns:
             1 if the update was skipped, else 0.
         """
-        chain = estimators.Chain(
-            problem,
-            tensors(problem.hyperparameters),
-            sampler,
-            first_step=tf.cast(sampler.iterations.value, tf.int32),
-            seed=sampler.chain_seed,
-            memory=tensors(self._memory),
-            names=tuple(v.path for v in problem.hyperparameters),
-        )
-        estimate = estimators.run_chain(
-            self.estimator, chain, start, inner_batches, outer_batches
+        first_step = tf.cast(sampler.iterations.value, tf.int32)
+
+        def make_chain(average):
+            return estimators.Chain(
+                problem,
+                tensors(problem.hyperparameters),
+                sampler,
+                first_step=tf.cast(sampler.iterations.value, tf.int32),
+                seed=sampler.chain_seed,
+                memory=tensors(self._memory),
+                names=tuple(v.path for v in problem.hyperparameters),
+                average=average,
+            )
+
+        estimate = distribute.run_chain(
+            strategy,
+            self.estimator,
+            make_chain,
+            lambda: tensors(start),
+            inner_batches,
+            outer_batches,
         )
         layer_state, metrics_state = estimate.carry
 
         def learn():
-            self.hyper_optimizer.apply(
-                estimate.hypergradient, problem.hyperparameters
+            distribute.apply_gradients(
+                strategy,
+                self.hyper_optimizer,
+                estimate.hypergradient,
+                problem.hyperparameters,
             )
 
         def update():
@@ -171,7 +187,7 @@ class OuterLevel(keras.layers.Layer):
                 _assign(problem.layer_variables, layer_state)
             _assign(self._memory, estimate.memory)
             if self.warmup_steps:
-                is_warm = chain.first_step >= self.warmup_steps
+                is_warm = first_step >= self.warmup_steps
                 tf.cond(is_warm, learn, lambda: None)
             else:
                 learn()
@@ -179,7 +195,9 @@ class OuterLevel(keras.layers.Layer):
         skipped = self.guard.run_if_finite(
             update, _causes_before_effects(problem, estimate)
         )
-        _assign(problem.metrics_variables, metrics_state)
+        distribute.assign_shares(
+            strategy, problem.metrics_variables, metrics_state
+        )
         # A graph would count also a chain for which the data have run out.
         with tf.control_dependencies([skipped]):
             sampler.iterations.assign_add(self.estimator.num_steps)

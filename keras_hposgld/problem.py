@@ -91,10 +91,15 @@ class BilevelProblem:
         self.outer_objective = outer_objective
         self.initial_params = initial_params
         self.carries = initial_carry is not None
-        self.initial_carry = initial_carry if self.carries else ()
+        self._initial_carry = initial_carry if self.carries else ()
         # What a backward pass multiplies the objectives by, and divides their
         # derivatives by again: above 1 for layers that compute in float16.
         self.loss_scale = 1.0
+
+    @property
+    def initial_carry(self) -> Any:
+        """What the first inner step is handed."""
+        return self._initial_carry
 
     def inner(self, hyperparameters, params, batch, carry):
         """Evaluates the inner objective: `(scalar, next carry)`."""

@@ -68,10 +68,10 @@ class UpdateGuard(keras.layers.Layer):
 
     def raise_if_too_many(self) -> None:
         """Raises once `max_skipped_updates` in a row were skipped."""
-        skipped = int(self.skipped_in_a_row)
+        skipped = int(self.skipped_in_a_row.numpy())
         if skipped < self.max_skipped_updates:
             return
-        name = self.names[int(self.first_not_finite)]
+        name = self.names[int(self.first_not_finite.numpy())]
         self.skipped_in_a_row.assign(0)
         raise RuntimeError(
             f"`max_skipped_updates` was reached: {skipped} outer iterations "

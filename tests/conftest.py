@@ -9,6 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+# Two devices where there is one, for the tests of distribution.
+if len(tf.config.list_physical_devices("CPU")) == 1:
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
+
 
 @pytest.fixture(autouse=True)
 def fixed_seeds():

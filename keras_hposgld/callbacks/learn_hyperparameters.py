@@ -217,7 +217,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 problem,
                 inner_batches,
                 outer_batches,
-                start=adapter.tensors(problem.weights),
+                start=problem.weights,
                 sampler=self.sampler,
                 moves=False,
             )

@@ -78,6 +78,8 @@ class AdjointSGLD(HypergradientEstimator):
     ```
     """
 
+    serves_replicas = True
+
     def __init__(
         self,
         burn_in: int = 10,
@@ -120,9 +122,11 @@ class AdjointSGLD(HypergradientEstimator):
             chain.problem.loss_scale,
         )
         alpha = chain.learning_rate(index, dtype)
-        hessian_q = inner.pullback(state.q)[len(hypers) :]
+        (f, value), v, hessian_q = chain.mean(
+            [f, inner.value], v, inner.pullback(state.q)[len(hypers) :]
+        )
         q = plus_scaled(plus_scaled(state.q, -alpha, hessian_q), alpha, v)
-        mixed = inner.pullback(q)[: len(hypers)]
+        mixed, direct = chain.mean(inner.pullback(q)[: len(hypers)], direct)
         chain.report_unused(mixed, direct)
         sample = plus(plus_scaled(zeros_like(hypers), -1.0, mixed), direct)
 
@@ -134,7 +138,7 @@ class AdjointSGLD(HypergradientEstimator):
             carry=inner.carry,
             q=q,
             h=h,
-            losses=state.losses.add(inner.value, f, number),
+            losses=state.losses.add(value, f, number),
             error=state.error.add(
                 component_along(h, sample), number, self.num_samples
             ),

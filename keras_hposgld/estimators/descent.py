@@ -49,7 +49,7 @@ def linearize_inner(chain: Chain, params, carry, inner_batch, sources):
         ),
         params,
         sources,
-        chain.sampler.clip,
+        chain.settle,
         chain.problem.loss_scale,
     )
 

@@ -69,6 +69,8 @@ class Chain(NamedTuple):
         memory: What the estimate of the chain before this one had as its
             `memory`; empty at first, or where nothing is remembered.
         names: Tuple of strings, what to call the hyperparameters in messages.
+        average: Function from a list of tensors to their means over the
+            replicas; the identity where there is one.
     """
 
     problem: BilevelProblem
@@ -78,6 +80,25 @@ class Chain(NamedTuple):
     seed: tf.Tensor
     memory: Any = ()
     names: tuple = ()
+    average: Callable = lambda tensors: tensors
+
+    def mean(self, *lists: list) -> list:
+        """The means over the replicas of lists of tensors, `None` kept.
+
+        Returns:
+            As many lists; of one list, its means.
+        """
+        given = [t for tensors in lists for t in tensors if t is not None]
+        means = iter(self.average(given) if given else ())
+        results = [
+            [None if t is None else next(means) for t in tensors]
+            for tensors in lists
+        ]
+        return results[0] if len(lists) == 1 else results
+
+    def settle(self, gradient: list) -> list:
+        """The gradient that all replicas follow: averaged, then clipped."""
+        return self.sampler.clip(self.mean(gradient))
 
     def move(self, params: list, gradients: list, index) -> list:
         """The params after inner step number `index` of the chain."""
@@ -117,12 +138,15 @@ class HypergradientEstimator(abc.ABC):
 
     Attributes:
         num_steps: Integer, the length of its chain.
+        serves_replicas: Whether it averages all that it takes from a batch, by
+            `Chain.mean`, and has no loop of its own.
         remembers: Whether its estimates come with a `memory`, tensors shaped
             like the params, for the next chain to start with.
     """
 
     num_steps: int
     remembers: bool = False
+    serves_replicas: bool = False
 
     @abc.abstractmethod
     def init(self, chain: Chain, params: list) -> NamedTuple:

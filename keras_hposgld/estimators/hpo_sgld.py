@@ -93,6 +93,8 @@ class HPOSGLD(HypergradientEstimator):
     ```
     """
 
+    serves_replicas = True
+
     def __init__(
         self,
         burn_in: int = 10,
@@ -140,7 +142,7 @@ class HPOSGLD(HypergradientEstimator):
             inner_objective,
             state.params,
             sources,
-            chain.sampler.clip,
+            chain.settle,
             problem.loss_scale,
         )
         params = chain.move(state.params, inner.gradient, index)
@@ -149,14 +151,17 @@ class HPOSGLD(HypergradientEstimator):
         f, direct, v = value_and_gradients(
             outer_objective, hypers, params, problem.loss_scale
         )
-        products = inner.pullback(v)
+        v = chain.mean(v)
+        (f, value), direct, products = chain.mean(
+            [f, inner.value], direct, inner.pullback(v)
+        )
         mixed, hessian = products[: len(hypers)], products[len(hypers) :]
         chain.report_unused(mixed, direct)
         alpha = chain.learning_rate(index, dtype)
         g = plus_scaled(state.g, -alpha, mixed)
         u = plus_scaled(state.u, -alpha, hessian)
         if u and self.curvature == "paper":
-            change = self._change_of_v(outer_objective, state, params, m)
+            change = self._change_of_v(chain, outer_objective, state, params, m)
             u = u_m = plus(u, change)
         else:
             # v_0 + (v_1 - v_0) + ... + (v_m - v_{m-1}) = v_m
@@ -173,22 +178,24 @@ class HPOSGLD(HypergradientEstimator):
             u=u,
             h=h,
             u_sum=plus_scaled(state.u_sum, sampled, u_m),
-            losses=state.losses.add(inner.value, f, m - self.burn_in),
+            losses=state.losses.add(value, f, m - self.burn_in),
             error=state.error.add(
                 component_along(h, sample), m - self.burn_in, self.num_samples
             ),
         )
 
-    def _change_of_v(self, outer_objective, state, params, m):
+    def _change_of_v(self, chain, outer_objective, state, params, m):
         """`(theta^m - theta^{m-1}) . d2f/dtheta2`, and v_0 at the first m."""
         outer = linearize_gradient(
             lambda params: (outer_objective(params), None),
             state.params,
             state.params,
+            chain.mean,
         )
         moved = plus_scaled(params, -1.0, state.params)
         is_first = tf.cast(tf.equal(m, 1), params[0].dtype)
-        return plus_scaled(outer.pullback(moved), is_first, outer.gradient)
+        change = chain.mean(outer.pullback(moved))
+        return plus_scaled(change, is_first, outer.gradient)
 
     def finish(
         self, chain: Chain, state, inner_batches, outer_batches

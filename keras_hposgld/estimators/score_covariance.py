@@ -66,6 +66,8 @@ class ScoreCovariance(HypergradientEstimator):
     ```
     """
 
+    serves_replicas = True
+
     def __init__(self, burn_in: int = 10, num_samples: int = 1000):
         self.burn_in = check_count("burn_in", burn_in, 0)
         self.num_samples = check_count("num_samples", num_samples, 2)
@@ -118,6 +120,7 @@ class ScoreCovariance(HypergradientEstimator):
             params,
             problem.loss_scale,
         )
+        (inner, f), score, direct = chain.mean([inner, f], score, direct)
         chain.report_unused(score, direct)
         # Welford's update: means, and products of deviations from them.
         number = index + 1 - self.burn_in
@@ -140,7 +143,7 @@ class ScoreCovariance(HypergradientEstimator):
             state.direct, -weight / _temperature(chain), covariance
         )
         return ScoreCovarianceState(
-            params=chain.move(params, chain.sampler.clip(gradient), index),
+            params=chain.move(params, chain.settle(gradient), index),
             carry=carry,
             direct=_moved(state.direct, weight, direct),
             score=mean_score,
