@@ -12,6 +12,7 @@ if keras.backend.backend() != "tensorflow":
 from keras_hposgld import callbacks  # noqa: E402
 from keras_hposgld import diagnostics  # noqa: E402
 from keras_hposgld import estimators  # noqa: E402
+from keras_hposgld import plotting  # noqa: E402
 from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
 from keras_hposgld.estimators import Estimate  # noqa: E402
 from keras_hposgld.estimators import hypergradient  # noqa: E402
@@ -32,5 +33,6 @@ __all__ = [
     "estimators",
     "find_hyperparameters",
     "hypergradient",
+    "plotting",
     "regularizers",
 ]

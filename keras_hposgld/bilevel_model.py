@@ -222,7 +222,11 @@ class BilevelModel(SavedLearner):
         weights = self.trainable_variables
         distribute.check(
             self.strategy,
-            self.model.variables,
+            [
+                *self.model.variables,
+                self.optimizer.iterations,
+                self.hyper_optimizer.iterations,
+            ],
             self.hypergradient,
             self.jit_compile,
         )
@@ -355,9 +359,9 @@ class BilevelModel(SavedLearner):
 
     def _maybe_symbolic_build(self, *args, **kwargs):
         # Private to Keras, whose `fit` and `evaluate` call it to build what is
-        # not built; on several machines it fails (keras issue 20585), and
-        # `fit` has built everything before.
-        if not distribute.is_distributed(self.strategy):
+        # not built; under a strategy it draws data too early, and on several
+        # machines it fails (keras issue 20585). `fit` has built everything.
+        if self.strategy is None:
             super()._maybe_symbolic_build(*args, **kwargs)
 
     def train_step(self, data):

@@ -48,7 +48,7 @@ def check(
 
     Args:
         strategy: The strategy that was current when the learner was made.
-        variables: List of `keras.Variable`s: the model's.
+        variables: List of `keras.Variable`s: of the model and the optimizers.
         estimator: `HypergradientEstimator`.
         jit_compile: The argument of `compile`.
 
@@ -229,10 +229,13 @@ def apply_gradients(
     # before, the shares are no longer changed by it.
     gradients = optimizer._clip_gradients(gradients)  # private, see above
     number = strategy.num_replicas_in_sync
-    strategy.run(
-        lambda shares: optimizer.apply(shares, variables),
-        args=([gradient / number for gradient in gradients],),
-    )
+
+    def apply(gradients):
+        # Divided here, on the replica's device: a sum needs to know devices.
+        shares = [gradient / number for gradient in gradients]
+        optimizer.apply(shares, variables)
+
+    strategy.run(apply, args=(gradients,))
 
 
 def distribute_chains(

@@ -67,12 +67,19 @@ def clone(model: keras.Model, function=None) -> keras.Model:
             return function(layer)
         return type(layer).from_config(layer.get_config())
 
-    if isinstance(model, keras.Sequential) or hasattr(model, "operations"):
+    # A class with a config of its own, as all of KerasHub's, is made from that:
+    # its layers may not be.
+    is_graph = isinstance(model, keras.Sequential) or hasattr(
+        model, "operations"
+    )
+    has_own_config = not type(model).get_config.__module__.startswith("keras.")
+    if is_graph and not has_own_config:
         return keras.models.clone_model(
             model, clone_function=copy, recursive=True
         )
     result = copy(model)
-    result.build_from_config(model.get_build_config())
+    if not result.built:
+        result.build_from_config(model.get_build_config())
     return result
 
 

@@ -219,3 +219,48 @@ def test_subclassed_model_is_exported(rng):
     np.testing.assert_allclose(
         float(sum(exported.losses)), float(sum(model.losses)), rtol=1e-5
     )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaling(keras.layers.Layer):
+    """Its config shows more than its constructor takes."""
+
+    def __init__(self, scale, **arguments):
+        super().__init__(**arguments)
+        self.scale = scale
+
+    def call(self, inputs):
+        return self.scale * inputs
+
+    def get_config(self):
+        return super().get_config() | {"scale": self.scale, "derived": 1}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Backbone(keras.Model):
+    """A graph with a config of its own, in the manner of KerasHub."""
+
+    def __init__(self, units, **arguments):
+        inputs = keras.Input((4,))
+        outputs = keras.layers.Dense(units, name="dense")(Scaling(2.0)(inputs))
+        super().__init__(inputs, outputs, **arguments)
+        self.units = units
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_graph_with_a_config_of_its_own_is_made_from_that(rng):
+    learner = hs.BilevelModel(
+        Backbone(3), regularizer=hs.regularizers.LearnableL2(0.01)
+    )
+    with pytest.warns(UserWarning, match="no place for one"):
+        exported = learner.export()
+    assert type(exported) is Backbone and exported.units == 3
+    x = rng.normal(size=(5, 4))
+    np.testing.assert_array_equal(exported(x), learner.model(x))
+    assert exported.layers[-1].kernel.regularizer is None

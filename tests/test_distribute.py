@@ -1,0 +1,344 @@
+"""Two replicas compute what one does, and stay alike."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_hposgld as hs
+from keras_hposgld import distribute
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        pytest.skip("needs two logical CPU devices; see conftest.py")
+    return tf.distribute.MirroredStrategy([d.name for d in devices[:2]])
+
+
+def make_data(n=64, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    x = rng.normal(size=(n, 8, 8, 1)) + 0.5 * y[:, None, None, None]
+    return x.astype("float32"), y
+
+
+def make_learner(
+    estimator="hpo_sgld",
+    synchronized=True,
+    dropout=0.0,
+    strategy=None,
+    seed=1,
+    temperature=1e-4,
+    hyper_learning_rate=2.0,
+    **compile_arguments,
+):
+    """A small CNN with batch normalization and a strength per parameter."""
+    with (strategy or tf.distribute.get_strategy()).scope():
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                keras.layers.Conv2D(
+                    4, 3, kernel_regularizer=hs.regularizers.LearnableL2(1e-2)
+                ),
+                keras.layers.BatchNormalization(synchronized=synchronized),
+                keras.layers.Activation("tanh"),
+                keras.layers.Dropout(dropout),
+                keras.layers.Flatten(),
+                keras.layers.Dense(
+                    3, kernel_regularizer=hs.regularizers.LearnableL2(1e-2)
+                ),
+            ]
+        )
+        learner = hs.BilevelModel(model, seed=seed)
+        learner.compile(
+            optimizer=hs.SGLD(0.05, temperature, seed=1, clipnorm=1.0),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            hypergradient=estimator,
+            # Not Adam: that would hide a factor.
+            hyper_optimizer=keras.optimizers.SGD(
+                hyper_learning_rate, momentum=0.9
+            ),
+            **compile_arguments,
+        )
+    return learner
+
+
+def fit(learner, **arguments):
+    defaults = dict(
+        outer_data=make_data(48, seed=1),
+        batch_size=16,
+        epochs=2,
+        steps_per_epoch=5,
+        verbose=0,
+    )
+    return learner.fit(*make_data(), **(defaults | arguments)).history
+
+
+def variables(learner):
+    return [*learner.model.weights, *learner.hyperparameters]
+
+
+def assert_close(learner, expected, atol=1e-5):
+    for a, b in zip(variables(learner), variables(expected), strict=True):
+        np.testing.assert_allclose(
+            a.numpy(), b.numpy(), rtol=atol, atol=atol, err_msg=a.path
+        )
+
+
+def assert_replicas_are_alike(learner):
+    for variable in variables(learner):
+        first, *others = variable.value.values
+        assert others
+        for other in others:
+            np.testing.assert_array_equal(first.numpy(), other.numpy())
+
+
+ESTIMATORS = [
+    hs.estimators.HPOSGLD(2, 2),
+    hs.estimators.AdjointSGLD(2, 2),
+    hs.estimators.ScoreCovariance(2, 4),
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_two_replicas_compute_what_one_does(mirrored, estimator):
+    is_score = isinstance(estimator, hs.estimators.ScoreCovariance)
+    # Differences are divided by the temperature there: they need a warm chain.
+    arguments = dict(
+        estimator=estimator,
+        temperature=0.05 if is_score else 1e-4,
+        hyper_learning_rate=0.05 if is_score else 1.0,
+    )
+    validation = make_data(25, seed=2)
+    one = make_learner(**arguments)
+    expected = fit(one, epochs=10, validation_data=validation)
+    two = make_learner(strategy=mirrored, **arguments)
+    start = make_learner()
+    history = fit(two, epochs=10, validation_data=validation)
+    assert int(two.outer_iterations.numpy()) == 50
+    assert_close(two, one)
+    assert_replicas_are_alike(two)
+    moved = [
+        np.abs(a.numpy() - b.numpy()).max()
+        for a, b in zip(two.hyperparameters, start.hyperparameters, strict=True)
+    ]
+    assert min(moved) > 0.01
+    assert history.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(
+            history[key], values, rtol=1e-4, atol=1e-5, err_msg=key
+        )
+
+
+@pytest.mark.slow
+def test_replicas_are_alike_bit_for_bit_after_500_noisy_iterations(mirrored):
+    learner = make_learner(
+        hs.estimators.HPOSGLD(1, 1),
+        synchronized=False,
+        dropout=0.2,
+        strategy=mirrored,
+        temperature=1e-3,
+    )
+    fit(learner, epochs=1, steps_per_epoch=500)
+    assert int(learner.outer_iterations.numpy()) == 500
+    assert_replicas_are_alike(learner)
+    for variable in variables(learner):
+        assert np.all(np.isfinite(variable.numpy()))
+
+
+def test_local_batch_statistics_are_averaged(mirrored):
+    # The policy of batch normalization: without `synchronized=True` each
+    # replica normalizes by its own share, as in Keras, and the moving
+    # statistics are averaged after the chain.
+    learner = make_learner(
+        hs.estimators.HPOSGLD(1, 1), synchronized=False, strategy=mirrored
+    )
+    x, y = make_data(16)
+    learner.fit(
+        x,
+        y,
+        outer_data=(x, y),
+        batch_size=16,
+        steps_per_epoch=1,
+        shuffle=False,
+        verbose=0,
+    )
+    norm = learner.model.layers[1]
+    plain = make_learner(synchronized=False)
+    conv = plain.model.layers[0]
+    # The first of two steps only: its share of the statistics is exact.
+    halves = [conv(part) for part in (x[:8], x[8:])]
+    means = [keras.ops.mean(half, axis=(0, 1, 2)) for half in halves]
+    first = 0.01 * (means[0] + means[1]) / 2
+    second = norm.moving_mean.numpy() - 0.99 * first.numpy()
+    np.testing.assert_allclose(second, first, rtol=0.5, atol=5e-3)
+    assert_replicas_are_alike(learner)
+
+
+def test_evaluate_and_predict_on_sizes_that_do_not_divide(mirrored):
+    one, two = make_learner(), make_learner(strategy=mirrored)
+    for learner in (one, two):
+        fit(learner, epochs=1, steps_per_epoch=1)
+    x, y = make_data(13, seed=3)
+    expected = one.evaluate(x, y, batch_size=4, return_dict=True, verbose=0)
+    logs = two.evaluate(x, y, batch_size=4, return_dict=True, verbose=0)
+    assert logs.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(logs[key], value, rtol=1e-5, err_msg=key)
+    np.testing.assert_allclose(
+        two.predict(x, batch_size=4, verbose=0),
+        one.predict(x, batch_size=4, verbose=0),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        two.evaluate(x, y, batch_size=4, verbose=0),
+        one.evaluate(x, y, batch_size=4, verbose=0),
+        rtol=1e-5,
+    )
+
+
+def test_one_device_strategy_is_the_same_bit_for_bit():
+    plain = make_learner("rmd", temperature=0.0)
+    single = make_learner(
+        "rmd",
+        temperature=0.0,
+        strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+    )
+    for learner in (plain, single):
+        fit(learner)
+    assert_close(single, plain, atol=0.0)
+    x, y = make_data(13, seed=3)
+    assert single.evaluate(x, y, verbose=0) == plain.evaluate(x, y, verbose=0)
+
+
+def test_chain_inside_of_replicas_gives_the_same(monkeypatch):
+    # The way of TPUs, whose replicas can average in loops of their own: here
+    # on one device, where any can.
+    expected = make_learner("adjoint_sgld")
+    fit(expected)
+    learner = make_learner(
+        "adjoint_sgld", strategy=tf.distribute.OneDeviceStrategy("/cpu:0")
+    )
+    monkeypatch.setattr(distribute, "averages_in_loops", lambda strategy: True)
+    monkeypatch.setattr(
+        distribute, "is_distributed", lambda strategy: strategy is not None
+    )
+    monkeypatch.setattr(distribute, "check", lambda *arguments: None)
+    fit(learner)
+    assert_close(learner, expected)
+
+
+def test_training_goes_on_after_saving(mirrored, tmp_path):
+    learner = make_learner("adjoint_sgld", strategy=mirrored)
+    fit(learner)
+    learner.save(tmp_path / "learner.keras")
+    with mirrored.scope():
+        loaded = keras.models.load_model(tmp_path / "learner.keras")
+    alone = keras.models.load_model(tmp_path / "learner.keras")
+    for other in (learner, loaded, alone):
+        fit(other)
+    assert_close(loaded, learner, atol=0.0)
+    assert_close(alone, learner)
+
+
+def test_numbers_that_are_not_finite_change_nothing(mirrored):
+    learner = make_learner(strategy=mirrored, max_skipped_updates=3)
+    before = [variable.numpy() for variable in variables(learner)]
+    x, y = make_data(48, seed=1)
+    x[5] = np.nan  # on one of the replicas
+    with pytest.raises(RuntimeError, match="max_skipped_updates"):
+        fit(learner, outer_data=(x, y), outer_batch_size=48)
+    for variable, value in zip(variables(learner), before, strict=True):
+        if "moving" not in variable.path:
+            np.testing.assert_array_equal(variable.numpy(), value)
+    assert_replicas_are_alike(learner)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_graph_does_not_grow_with_the_chain(mirrored, replicas):
+    sizes = {}
+    for num_steps in (10, 100):
+        learner = make_learner(
+            hs.estimators.HPOSGLD(num_steps // 2, num_steps // 2),
+            strategy=mirrored if replicas == 2 else None,
+        )
+        fit(learner, epochs=1, steps_per_epoch=1)  # builds
+        x, y = make_data(16)
+
+        def stacked(array, n=num_steps):
+            return tf.constant(np.stack([array] * n))
+
+        batches = (stacked(x), stacked(y)), (stacked(x), stacked(y))
+
+        if replicas == 2:
+
+            def on_each(value):
+                return mirrored.experimental_distribute_values_from_function(
+                    lambda _: value
+                )
+
+            batches = tf.nest.map_structure(on_each, batches)
+
+        def step(learner=learner, batches=batches):
+            return learner.train_step(batches)
+
+        function = tf.function(step).get_concrete_function()
+        definition = function.graph.as_graph_def()
+        sizes[num_steps] = len(definition.node) + sum(
+            len(inner.node_def) for inner in definition.library.function
+        )
+    assert sizes[100] <= 1.05 * sizes[10]
+
+
+@pytest.mark.parametrize(
+    "estimator, arguments, message",
+    [
+        ("ift_cg", {}, "`IFTCG` cannot run on several replicas"),
+        ("rmd", {}, "`RMD` cannot run on several replicas"),
+        ("fmd", {}, "`FMD` cannot run on several replicas"),
+        ("hpo_sgld", dict(jit_compile=True), "`jit_compile=True` compiles"),
+    ],
+)
+def test_what_cannot_be_distributed_is_refused(
+    mirrored, estimator, arguments, message
+):
+    with pytest.raises(ValueError, match=message):
+        fit(make_learner(estimator, strategy=mirrored, **arguments))
+
+
+def test_batches_must_be_divisible(mirrored):
+    with pytest.raises(ValueError, match="inner level must be divisible.*15"):
+        fit(make_learner(strategy=mirrored), batch_size=15)
+    with pytest.raises(ValueError, match="outer level must be divisible.*of 9"):
+        fit(make_learner(strategy=mirrored), outer_data=make_data(9))
+
+
+def test_model_made_outside_of_the_scope_is_refused(mirrored):
+    model = make_learner().model
+    with mirrored.scope():
+        learner = hs.BilevelModel(model)
+        with pytest.raises(ValueError, match="made outside of"):
+            learner.compile(optimizer=hs.SGLD(0.05), loss="mse")
+    with mirrored.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    learner = hs.BilevelModel(
+        model, regularizer=hs.regularizers.LearnableL2(0.1)
+    )
+    with pytest.raises(ValueError, match="made under"):
+        learner.compile(optimizer=hs.SGLD(0.05), loss="mse")
+
+
+def test_distributed_pieces_agree_on_a_closed_form(mirrored):
+    # Clipping before the mean, or a mean that is missing, gives other numbers.
+    with mirrored.scope():
+        optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+        variable = keras.Variable(np.zeros(2, "float32"))
+        optimizer.build([variable])
+    distribute.apply_gradients(
+        mirrored, optimizer, [tf.constant([3.0, 4.0])], [variable]
+    )
+    np.testing.assert_allclose(variable.numpy(), [-0.6, -0.8], rtol=1e-6)
