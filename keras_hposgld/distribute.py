@@ -59,9 +59,7 @@ def check(
     """
     for variable in variables:
         made_under = getattr(variable.value, "distribute_strategy", None)
-        if made_under is not None and made_under is not (
-            strategy or made_under
-        ):
+        if made_under not in (None, strategy):
             raise ValueError(
                 "The model must be made in the scope of the strategy that it "
                 f"is trained under. Received: {variable.path!r}, made under "

@@ -220,8 +220,14 @@ class SGLD(keras.optimizers.Optimizer):
             dtype: Dtype of the result.
         """
         # Inside the scope a schedule reads `step` as the optimizer's counter.
+        # A scope hides the one around it, whose values go into it therefore.
         step = tf.cast(step, self.iterations.dtype)
-        with keras.StatelessScope([(self.iterations, step)]):
+        given = [
+            (variable, tf.convert_to_tensor(variable))
+            for variable in self.variables
+            if variable.name == "learning_rate"
+        ]
+        with keras.StatelessScope([(self.iterations, step), *given]):
             rate = tf.convert_to_tensor(self.learning_rate)
         if self._given_learning_rate is None:
             return tf.cast(rate, dtype)
