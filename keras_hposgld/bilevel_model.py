@@ -319,8 +319,8 @@ class BilevelModel(SavedLearner):
         num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
         chains = distribute.distribute_chains(
             self.strategy,
-            lambda: levels.chains(inner, outer, num_steps, first),
-            {"inner": inner.batch_size, "outer": outer.batch_size},
+            lambda: levels.chains([inner, outer], num_steps, first),
+            {data.name: data.batch_size for data in (inner, outer)},
         )
         return super().fit(
             chains,

@@ -246,7 +246,7 @@ def distribute_chains(
         make_dataset: Function to a dataset of stacked batches
             `(num_steps, batch_size, ...)`. It is called in each process, and
             must give the same there.
-        batch_sizes: Dictionary from the name of a level to its batch size.
+        batch_sizes: Dictionary from the name of the data to the batch size.
 
     Raises:
         ValueError: If a batch cannot be divided.
@@ -257,8 +257,8 @@ def distribute_chains(
     for name, size in batch_sizes.items():
         if size % number:
             raise ValueError(
-                f"The batches of the {name} level must be divisible by the "
-                f"number of replicas. Received: batches of {size} examples "
+                f"The batches of `{name}` must be divisible by the number of "
+                f"replicas. Received: batches of {size} examples "
                 f"and {number} replicas. Use a batch size of "
                 f"{max(size // number, 1) * number}, and data that are not "
                 "fewer."

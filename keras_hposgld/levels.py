@@ -133,20 +133,17 @@ class FirstChain(keras.callbacks.Callback):
         return self.number
 
 
-def chains(inner, outer, num_steps: int, first) -> tf.data.Dataset:
-    """Dataset of pairs: the stacked inner and outer batches of one chain.
+def chains(data: list, num_steps: int, first) -> tf.data.Dataset:
+    """Dataset of tuples: the stacked batches of one chain, a level each.
 
     Args:
-        inner: `ArrayData` or `StreamData`.
-        outer: Likewise.
+        data: List of levels, of any kind of data.
         num_steps: Integer, the length of a chain.
         first: Function that returns the number of chains drawn before. It is
             called when the dataset is iterated over.
     """
-    pairs = tf.data.Dataset.zip(
-        (inner.chains(num_steps, first), outer.chains(num_steps, first))
-    )
-    return pairs.prefetch(tf.data.AUTOTUNE)
+    stacked = tuple(level.chains(num_steps, first) for level in data)
+    return tf.data.Dataset.zip(stacked).prefetch(tf.data.AUTOTUNE)
 
 
 def chains_per_pass(inner, num_steps: int) -> int:

@@ -311,9 +311,11 @@ def test_what_cannot_be_distributed_is_refused(
 
 
 def test_batches_must_be_divisible(mirrored):
-    with pytest.raises(ValueError, match="inner level must be divisible.*15"):
+    with pytest.raises(ValueError, match="`x` must be divisible.*of 15"):
         fit(make_learner(strategy=mirrored), batch_size=15)
-    with pytest.raises(ValueError, match="outer level must be divisible.*of 9"):
+    with pytest.raises(
+        ValueError, match="`outer_data` must be divisible.*of 9"
+    ):
         fit(make_learner(strategy=mirrored), outer_data=make_data(9))
 
 
@@ -342,3 +344,58 @@ def test_distributed_pieces_agree_on_a_closed_form(mirrored):
         mirrored, optimizer, [tf.constant([3.0, 4.0])], [variable]
     )
     np.testing.assert_allclose(variable.numpy(), [-0.6, -0.8], rtol=1e-6)
+
+
+def fit_with_callback(strategy=None, inner_data=None):
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = make_learner(strategy=strategy).model
+        model.compile(
+            keras.optimizers.SGD(0.05),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        learning = hs.callbacks.LearnHyperparameters(
+            make_data(48, seed=1),
+            hs.estimators.AdjointSGLD(1, 2),
+            hs.SGLD(0.05, temperature=1e-4, seed=5),
+            keras.optimizers.SGD(1.0),
+            every=4,
+            batch_size=8,
+            inner_data=inner_data,
+            seed=2,
+        )
+    history = model.fit(
+        *make_data(),
+        callbacks=[learning],
+        batch_size=16,
+        epochs=4,
+        shuffle=False,
+        verbose=0,
+    )
+    return model, learning, history.history
+
+
+def test_callback_on_two_replicas_does_what_it_does_on_one(mirrored):
+    model, learning, expected = fit_with_callback(inner_data=make_data())
+    other, learning_2, history = fit_with_callback(mirrored, make_data())
+    assert int(learning.outer_level.iterations.numpy()) == 4
+    start = make_learner().hyperparameters
+    for a, b, s in zip(
+        learning_2.hyperparameters(),
+        learning.hyperparameters(),
+        start,
+        strict=True,
+    ):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-5)
+        assert np.abs(a.numpy() - s.numpy()).max() > 1e-3
+        first, second = a.value.values
+        np.testing.assert_array_equal(first.numpy(), second.numpy())
+    for a, b in zip(other.weights, model.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        history["outer_loss"], expected["outer_loss"], rtol=1e-4
+    )
+
+
+def test_callback_needs_the_data_on_several_replicas(mirrored):
+    with pytest.raises(ValueError, match="`inner_data` must be given"):
+        fit_with_callback(mirrored)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import adapter
+from keras_hposgld import distribute
 from keras_hposgld import estimators
 from keras_hposgld import levels
 from keras_hposgld.callbacks.recent_examples import RecentExamples
@@ -47,6 +48,10 @@ class LearnHyperparameters(keras.callbacks.Callback):
         every: Integer, batches of `fit` from chain to chain. Defaults to `50`.
         batch_size: Integer, the examples in an inner step, and in an outer one
             where `outer_data` are arrays. Defaults to `32`.
+        inner_data: The training data, in any form that `outer_data` may have:
+            the chains then draw from them. `None` (default): the examples
+            that `fit` trained on last. On several replicas they are needed,
+            and model and callback are to be made in the strategy's scope.
         regularizer: A learnable regularizer to attach to the kernels of a
             model made without one. It is not saved with the model.
         filter: Function from a trainable weight to whether `regularizer` is
@@ -107,6 +112,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
         every: int = 50,
         *,
         batch_size: int = 32,
+        inner_data: Any = None,
         regularizer: Any = None,
         filter: Callable | None = None,
         outer_loss: Any = None,
@@ -125,6 +131,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 "is compiled with may be any."
             )
         self.outer_data = outer_data
+        self.inner_data = inner_data
         self.every = estimators.check_count("every", every, 1)
         self.batch_size = estimators.check_count("batch_size", batch_size, 1)
         self.warmup_batches = estimators.check_count(
@@ -144,7 +151,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
         )
         self._num_batches = 0
         self.recent = RecentExamples(self._num_steps * self.batch_size)
-        self._outer = None
+        self._inner = self._outer = None
 
     @property
     def _num_steps(self):
@@ -172,29 +179,53 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 f"model. Received: {model!r}, which learns its "
                 "hyperparameters by itself."
             )
-        if self._outer is None:
-            self._outer = levels.level_data(
-                "outer_data",
-                *keras.utils.unpack_x_y_sample_weight(
-                    levels.as_arrays(self.outer_data)
-                ),
-                batch_size=None
-                if levels.yields_batches(self.outer_data)
-                else self.batch_size,
-                seed=self.seed,
-                input_ranks=levels.input_ranks_of(model),
+        self._strategy = model.distribute_strategy
+        is_distributed = distribute.is_distributed(self._strategy)
+        if is_distributed and self.inner_data is None:
+            raise ValueError(
+                "`inner_data` must be given on several replicas: each of them "
+                "sees but its share of a batch. Received: inner_data=None and "
+                f"{self._strategy.num_replicas_in_sync} replicas. Pass the "
+                "training data."
             )
+        if self._outer is None:
+            self._outer = self._level("outer_data", self.outer_data)
+            if self.inner_data is not None:
+                self._inner = self._level("inner_data", self.inner_data)
+                levels.check_same_structure(self._inner, self._outer)
         owners = self.find_hyperparameters()
-        self.outer_level.prepare(
-            model.trainable_variables, owners, self.sampler
+        with self._strategy.scope():
+            self.outer_level.prepare(
+                model.trainable_variables, owners, self.sampler
+            )
+        distribute.check(
+            self._strategy if is_distributed else None,
+            [
+                *model.variables,
+                *self.outer_level.weights,
+                self.sampler.iterations,
+                self.outer_level.hyper_optimizer.iterations,
+            ],
+            self.outer_level.estimator,
+            jit_compile=False,
         )
         self._hyperparameters = variables_of(owners)
         self._run_chain = self._make_chain_function()
-        self._outer_iterator = None
+        self._batches = None
         self._stop_recording()  # of a `fit` that was broken off
         self._plain_train_function = model.train_function
-        model.train_step = self.recent.record(model.train_step)
-        model.make_train_function(force=True)
+        if self._inner is None:
+            model.train_step = self.recent.record(model.train_step)
+            model.make_train_function(force=True)
+
+    def _level(self, name, data):
+        return levels.level_data(
+            name,
+            *keras.utils.unpack_x_y_sample_weight(levels.as_arrays(data)),
+            batch_size=None if levels.yields_batches(data) else self.batch_size,
+            seed=self.seed + (name == "outer_data"),
+            input_ranks=levels.input_ranks_of(self.model),
+        )
 
     def _stop_recording(self):
         # The instance's own attribute hides the method of the class.
@@ -220,6 +251,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 start=problem.weights,
                 sampler=self.sampler,
                 moves=False,
+                strategy=self._strategy,
             )
 
         if model.run_eagerly:
@@ -227,13 +259,11 @@ class LearnHyperparameters(keras.callbacks.Callback):
         return tf.function(run_chain, autograph=False)
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._outer_iterator is None:
+        if self._batches is None:
             # Not when training begins: a callback after this one may only
             # then restore the model from a backup.
             self._restore()
-            first = int(self.outer_level.iterations)
-            chains = self._outer.chains(self._num_steps, lambda: first)
-            self._outer_iterator = iter(chains)
+            self._batches = iter(self._draw())
         self._last_batch = -1
         self._num_chains = 0
         for metric in self.outer_level.metrics:
@@ -245,18 +275,32 @@ class LearnHyperparameters(keras.callbacks.Callback):
         self._num_batches = now = before + batch - self._last_batch
         self._last_batch = batch
         is_due = now // self.every > before // self.every
-        if not is_due or now < self.warmup_batches or not self.recent.is_full:
+        has_examples = self._inner is not None or self.recent.is_full
+        if not is_due or now < self.warmup_batches or not has_examples:
             return
-        outer_batches = next(self._outer_iterator, None)
-        if outer_batches is None:
+        batches = next(self._batches, None)
+        if batches is None:
             raise RuntimeError(
                 "`outer_data` must last until training ends. Received: a "
                 f"generator that ended after {self._num_chains} chains in "
                 "this epoch. Let it go on, or pass arrays or a dataset."
             )
-        self._run_chain(self.recent.stacked(self._num_steps), outer_batches)
+        if self._inner is None:
+            batches = self.recent.stacked(self._num_steps), *batches
+        self._run_chain(*batches)
         self._num_chains += 1
         self.outer_level.guard.raise_if_too_many()
+
+    def _draw(self):
+        """Pairs of stacked inner and outer batches, or the outer ones alone."""
+        first = int(self.outer_level.iterations.numpy())
+        drawn = [self._inner, self._outer]
+        drawn = [data for data in drawn if data is not None]
+        return distribute.distribute_chains(
+            self._strategy,
+            lambda: levels.chains(drawn, self._num_steps, lambda: first),
+            {data.name: data.batch_size for data in drawn},
+        )
 
     def on_epoch_end(self, epoch, logs=None):
         for metric in self.outer_level.metrics:
@@ -289,10 +333,10 @@ class LearnHyperparameters(keras.callbacks.Callback):
 
     def _back_up(self):
         if self.backup_dir is not None:
-            self._backups().save(int(self.model.optimizer.iterations))
+            self._backups().save(int(self.model.optimizer.iterations.numpy()))
 
     def _restore(self):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         if self.backup_dir is None or step == 0:
             return
         backups = self._backups()

@@ -34,6 +34,7 @@ class ArrayData:
     """
 
     def __init__(self, name, examples, batch_size, shuffle=True, seed=0):
+        self.name = name
         self.examples = as_tuples(
             keras.tree.map_structure(_as_tensor, examples)
         )

@@ -38,6 +38,7 @@ class SequenceData:
                 f"read by {sequence.workers} threads instead.",
                 stacklevel=2,
             )
+        self.name = name
         self.sequence = sequence
         self.prepare = prepare
         self.shuffle = shuffle

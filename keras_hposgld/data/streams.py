@@ -44,6 +44,7 @@ class StreamData:
                 f"batches of {batches.length_of(name, first)}. Leave it out, "
                 "or pass a dataset of single examples."
             )
+        self.name = name
         self.dataset = dataset
         self._first = first
         self.batch_size = batches.length_of(name, first)
@@ -109,6 +110,7 @@ class GeneratorData:
                 "Received: a generator with nothing (left) in it."
             )
         batches.check_element(name, first)
+        self.name = name
         self.batch_size = batches.length_of(name, first)
         self._first = first
         self._generator = itertools.chain([first], generator)
