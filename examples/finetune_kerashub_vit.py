@@ -52,10 +52,10 @@ NUM_CLASSES = 5  # in either half
 NUM_PRETRAIN = 2000  # at most
 LEARNING_RATE = 0.03
 TEMPERATURE = 1e-8
-START = 2e-3
+START = 1e-3
 MAX_STRENGTH = 0.01
 INNER_STEPS = {"burn_in": 10, "num_samples": 10}  # of an outer iteration
-HYPER_LEARNING_RATE = 0.1
+HYPER_LEARNING_RATE = 0.2
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 FILE_NAME = "finetuned_vit.keras"
 
@@ -71,7 +71,9 @@ def load_images(data, keras_home=None):
         # Keras reads `KERAS_HOME` when it is imported: too late by now.
         folder = pathlib.Path(keras_home) / "datasets" / "fashion-mnist"
         x, y = (
-            np.frombuffer(gzip.open(folder / name).read()[header:], np.uint8)
+            np.frombuffer(
+                gzip.decompress((folder / name).read_bytes())[header:], np.uint8
+            )
             for name, header in (
                 ("train-images-idx3-ubyte.gz", 16),
                 ("train-labels-idx1-ubyte.gz", 8),

@@ -229,6 +229,7 @@ class BilevelModel(SavedLearner):
             ],
             self.hypergradient,
             self.jit_compile,
+            self.steps_per_execution,
         )
         self.outer_level.prepare(
             weights, self.find_hyperparameters(), self.optimizer

@@ -42,7 +42,11 @@ def is_distributed(strategy: Strategy | None) -> bool:
 
 
 def check(
-    strategy: Strategy | None, variables: list, estimator, jit_compile
+    strategy: Strategy | None,
+    variables: list,
+    estimator: estimators.HypergradientEstimator,
+    jit_compile: Any = "auto",
+    steps_per_execution: int = 1,
 ) -> None:
     """Checks that a model can be trained under its strategy.
 
@@ -51,11 +55,12 @@ def check(
         variables: List of `keras.Variable`s: of the model and the optimizers.
         estimator: `HypergradientEstimator`.
         jit_compile: The argument of `compile`.
+        steps_per_execution: Likewise.
 
     Raises:
-        ValueError: If a variable was made outside of the strategy's scope, if
-            the estimator cannot run on several replicas, or if XLA is asked
-            for there.
+        ValueError: If a variable was made outside of the strategy's scope; on
+            several replicas, if the estimator cannot run there, or if XLA or
+            several steps at a time are asked for.
     """
     for variable in variables:
         made_under = getattr(variable.value, "distribute_strategy", None)
@@ -87,6 +92,12 @@ def check(
             "`jit_compile=True` compiles for one device. Received: "
             f"jit_compile=True and {strategy.num_replicas_in_sync} replicas. "
             'Use "auto" or False.'
+        )
+    if steps_per_execution != 1:
+        raise ValueError(
+            "`steps_per_execution` must be 1 on several replicas: each outer "
+            "iteration is one call, and long enough. "
+            f"Received: steps_per_execution={steps_per_execution}."
         )
 
 

@@ -301,6 +301,7 @@ def test_graph_does_not_grow_with_the_chain(mirrored, replicas):
         ("rmd", {}, "`RMD` cannot run on several replicas"),
         ("fmd", {}, "`FMD` cannot run on several replicas"),
         ("hpo_sgld", dict(jit_compile=True), "`jit_compile=True` compiles"),
+        ("hpo_sgld", dict(steps_per_execution=2), "`steps_per_execution` must"),
     ],
 )
 def test_what_cannot_be_distributed_is_refused(
@@ -313,9 +314,7 @@ def test_what_cannot_be_distributed_is_refused(
 def test_batches_must_be_divisible(mirrored):
     with pytest.raises(ValueError, match="`x` must be divisible.*of 15"):
         fit(make_learner(strategy=mirrored), batch_size=15)
-    with pytest.raises(
-        ValueError, match="`outer_data` must be divisible.*of 9"
-    ):
+    with pytest.raises(ValueError, match="`outer_data` must be .*of 9"):
         fit(make_learner(strategy=mirrored), outer_data=make_data(9))
 
 
@@ -357,7 +356,7 @@ def fit_with_callback(strategy=None, inner_data=None):
             make_data(48, seed=1),
             hs.estimators.AdjointSGLD(1, 2),
             hs.SGLD(0.05, temperature=1e-4, seed=5),
-            keras.optimizers.SGD(1.0),
+            keras.optimizers.SGD(50.0),
             every=4,
             batch_size=8,
             inner_data=inner_data,

@@ -207,7 +207,6 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 self.outer_level.hyper_optimizer.iterations,
             ],
             self.outer_level.estimator,
-            jit_compile=False,
         )
         self._hyperparameters = variables_of(owners)
         self._run_chain = self._make_chain_function()

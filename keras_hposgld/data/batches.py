@@ -3,8 +3,8 @@
 One outer iteration takes as many inner batches, and as many outer batches, as
 its chain has steps. Each kind of data (`arrays.py`, `streams.py`,
 `sequences.py`) has `chains(num_steps, first)`, a dataset of such batches
-stacked on a new leading axis; `name`, for messages; `first_batch()`; `spec`, the structure of
-`tf.TensorSpec`s of a batch; and `batches_per_pass`, a float.
+stacked on a new leading axis; `name`, for messages; `first_batch()`; `spec`,
+the structure of `tf.TensorSpec`s of a batch; and `batches_per_pass`, a float.
 """
 
 import keras
