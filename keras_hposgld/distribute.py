@@ -36,9 +36,21 @@ def current_strategy() -> Strategy | None:
     return tf.distribute.get_strategy()
 
 
+def strategy_of(model) -> Strategy | None:
+    """The strategy under which a built Keras model was made, if any."""
+    for variable in model.variables:
+        return getattr(variable.value, "distribute_strategy", None)
+    return None
+
+
 def is_distributed(strategy: Strategy | None) -> bool:
-    """Whether there is more than one replica to run on."""
-    return strategy is not None and strategy.num_replicas_in_sync > 1
+    """Whether a step spans replicas, be it one.
+
+    Under `OneDeviceStrategy` it does not need to: there an optimizer may
+    stand in a condition.
+    """
+    one_device = tf.distribute.OneDeviceStrategy
+    return strategy is not None and not isinstance(strategy, one_device)
 
 
 def check(
@@ -80,7 +92,8 @@ def check(
             )
     if not is_distributed(strategy):
         return
-    if not estimator.serves_replicas:
+    several = strategy.num_replicas_in_sync > 1
+    if several and not estimator.serves_replicas:
         raise ValueError(
             f"`{type(estimator).__name__}` cannot run on several replicas: "
             "it has a loop of its own, inside of which replicas cannot "
@@ -89,13 +102,14 @@ def check(
         )
     if jit_compile is True:
         raise ValueError(
-            "`jit_compile=True` compiles for one device. Received: "
+            "`jit_compile=True` compiles for one device, without a strategy "
+            "or under `OneDeviceStrategy`. Received: "
             f"jit_compile=True and {strategy.num_replicas_in_sync} replicas. "
             'Use "auto" or False.'
         )
     if steps_per_execution != 1:
         raise ValueError(
-            "`steps_per_execution` must be 1 on several replicas: each outer "
+            "`steps_per_execution` must be 1 under a strategy: each outer "
             "iteration is one call, and long enough. "
             f"Received: steps_per_execution={steps_per_execution}."
         )
@@ -130,19 +144,22 @@ def run_chain(
             estimator, chain, start(), inner_batches, outer_batches
         )
 
+    one = strategy.num_replicas_in_sync == 1
+    average = (lambda tensors: tensors) if one else _average
+
     def run_whole(inner_batches, outer_batches):
-        chain = make_chain(_average)
+        chain = make_chain(average)
         return estimators.run_chain(
             estimator, chain, start(), inner_batches, outer_batches
         )
 
     def init():
         params = [tf.identity(param) for param in start()]
-        return estimator.init(make_chain(_average), params)
+        return estimator.init(make_chain(average), params)
 
     def step(state, index, inner_batches, outer_batches):
         return estimator.step(
-            make_chain(_average),
+            make_chain(average),
             state,
             index,
             batch_at(inner_batches, index),
@@ -150,7 +167,7 @@ def run_chain(
         )
 
     def finish(state, inner_batches, outer_batches):
-        chain = make_chain(_average)
+        chain = make_chain(average)
         return estimator.finish(chain, state, inner_batches, outer_batches)
 
     batches = (inner_batches, outer_batches)

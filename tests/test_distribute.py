@@ -9,8 +9,9 @@ import keras_hposgld as hs
 from keras_hposgld import distribute
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mirrored():
+    # One for all: TensorFlow mixes up the collectives of two in one process.
     devices = tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         pytest.skip("needs two logical CPU devices; see conftest.py")
@@ -215,6 +216,18 @@ def test_one_device_strategy_is_the_same_bit_for_bit():
     assert single.evaluate(x, y, verbose=0) == plain.evaluate(x, y, verbose=0)
 
 
+def test_mirrored_strategy_of_one_replica_serves_every_estimator():
+    alone = tf.distribute.MirroredStrategy(["CPU:0"])
+    for estimator in ("hpo_sgld", "ift_cg", "rmd"):
+        expected, learner = (
+            make_learner(estimator, strategy=strategy, temperature=0.0)
+            for strategy in (None, alone)
+        )
+        for each in (expected, learner):
+            fit(each, epochs=1, steps_per_epoch=2)
+        assert_close(learner, expected)
+
+
 def test_chain_inside_of_replicas_gives_the_same(monkeypatch):
     # The way of TPUs, whose replicas can average in loops of their own: here
     # on one device, where any can.
@@ -301,7 +314,11 @@ def test_graph_does_not_grow_with_the_chain(mirrored, replicas):
         ("rmd", {}, "`RMD` cannot run on several replicas"),
         ("fmd", {}, "`FMD` cannot run on several replicas"),
         ("hpo_sgld", dict(jit_compile=True), "`jit_compile=True` compiles"),
-        ("hpo_sgld", dict(steps_per_execution=2), "`steps_per_execution` must"),
+        (
+            "hpo_sgld",
+            dict(steps_per_execution=2),
+            "`steps_per_execution` must be 1",
+        ),
     ],
 )
 def test_what_cannot_be_distributed_is_refused(

@@ -61,9 +61,8 @@ DOCSTRING_BLOCKS = [
 def test_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "Strategy()" not in block:
-        exec(
-            compile(block, "<documentation>", "exec"), {"__name__": "__main__"}
-        )
+        code = compile(block, "<documentation>", "exec")
+        exec(code, {"__name__": "__main__"})
         return
     # TensorFlow mixes up the collectives of two strategies in one process.
     result = subprocess.run(

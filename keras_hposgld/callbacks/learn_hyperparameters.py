@@ -50,7 +50,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
             where `outer_data` are arrays. Defaults to `32`.
         inner_data: The training data, in any form that `outer_data` may have:
             the chains then draw from them. `None` (default): the examples
-            that `fit` trained on last. On several replicas they are needed,
+            that `fit` trained on last. Under a strategy they are needed,
             and model and callback are to be made in the strategy's scope.
         regularizer: A learnable regularizer to attach to the kernels of a
             model made without one. It is not saved with the model.
@@ -179,14 +179,13 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 f"model. Received: {model!r}, which learns its "
                 "hyperparameters by itself."
             )
-        self._strategy = model.distribute_strategy
-        is_distributed = distribute.is_distributed(self._strategy)
-        if is_distributed and self.inner_data is None:
+        self._strategy = strategy = distribute.strategy_of(model)
+        if distribute.is_distributed(strategy) and self.inner_data is None:
             raise ValueError(
-                "`inner_data` must be given on several replicas: each of them "
+                "`inner_data` must be given under a strategy: each replica "
                 "sees but its share of a batch. Received: inner_data=None and "
-                f"{self._strategy.num_replicas_in_sync} replicas. Pass the "
-                "training data."
+                f"{strategy.num_replicas_in_sync} replicas. Pass the training "
+                "data."
             )
         if self._outer is None:
             self._outer = self._level("outer_data", self.outer_data)
@@ -194,12 +193,12 @@ class LearnHyperparameters(keras.callbacks.Callback):
                 self._inner = self._level("inner_data", self.inner_data)
                 levels.check_same_structure(self._inner, self._outer)
         owners = self.find_hyperparameters()
-        with self._strategy.scope():
+        with model.distribute_strategy.scope():
             self.outer_level.prepare(
                 model.trainable_variables, owners, self.sampler
             )
         distribute.check(
-            self._strategy if is_distributed else None,
+            strategy,
             [
                 *model.variables,
                 *self.outer_level.weights,
