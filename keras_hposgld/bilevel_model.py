@@ -18,6 +18,7 @@ from keras_hposgld import adapter
 from keras_hposgld import distribute
 from keras_hposgld import export
 from keras_hposgld import levels
+from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
@@ -310,7 +311,7 @@ class BilevelModel(SavedLearner):
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            input_ranks=levels.input_ranks_of(self.model),
+            input_ranks=input_ranks_of(self.model),
         )
         with self.distribute_strategy.scope():
             adapter.build_on(self, inner.first_batch())

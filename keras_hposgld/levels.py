@@ -1,18 +1,14 @@
 """From what a user passes to `BilevelModel.fit` to the two levels of data."""
 
 import math
-from collections.abc import Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.data.arrays import ArrayData
 from keras_hposgld.data.arrays import as_arrays
-from keras_hposgld.data.sequences import SequenceData
-from keras_hposgld.data.streams import GeneratorData
-from keras_hposgld.data.streams import holds_examples
-from keras_hposgld.data.streams import StreamData
+from keras_hposgld.data.kinds import comes_in_batches
+from keras_hposgld.data.kinds import level_data
+from keras_hposgld.data.kinds import yields_batches
 
 
 def from_fit_arguments(
@@ -83,7 +79,7 @@ def from_fit_arguments(
         input_ranks=input_ranks,
         class_weight=class_weight,
     )
-    if outer_batch_size is None and not _comes_in_batches(
+    if outer_batch_size is None and not comes_in_batches(
         outer_data, input_ranks
     ):
         outer_batch_size = batch_size
@@ -97,25 +93,6 @@ def from_fit_arguments(
     )
     check_same_structure(inner, outer)
     return inner, outer, validation_data
-
-
-def yields_batches(x) -> bool:
-    """Whether inputs and targets come out of one object, not as arrays."""
-    return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
-
-
-def _comes_in_batches(x, input_ranks):
-    if isinstance(x, tf.data.Dataset):
-        return not holds_examples(x, input_ranks)
-    return yields_batches(x)
-
-
-def input_ranks_of(model: keras.Model) -> list[int] | None:
-    """The ranks of a model's inputs, the batch counted, where it has any."""
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        return None
-    return [len(tensor.shape) for tensor in keras.tree.flatten(inputs)]
 
 
 class FirstChain(keras.callbacks.Callback):
@@ -158,60 +135,6 @@ def chains_per_pass(inner, num_steps: int) -> int:
             "Received: steps_per_epoch=None. It counts outer iterations."
         )
     return math.ceil(inner.batches_per_pass / num_steps)
-
-
-def level_data(
-    name,
-    x,
-    y=None,
-    sample_weight=None,
-    *,
-    batch_size=None,
-    shuffle=True,
-    seed=0,
-    input_ranks=None,
-    class_weight=None,
-) -> ArrayData | StreamData | SequenceData | GeneratorData:
-    """One level of data, from what a Keras user passes to `fit`.
-
-    Raises:
-        ValueError: If an argument does not go with the kind of data, if
-            targets are missing, or for the reasons that the classes name.
-    """
-    if not yields_batches(x):
-        if x is None or y is None:
-            raise ValueError(
-                f"`{name}` must consist of inputs and targets. Received: "
-                f"x={'None' if x is None else 'given'}, "
-                f"y={'None' if y is None else 'given'}."
-            )
-        batch = with_class_weights((x, y, sample_weight), class_weight)
-        examples = batch if batch[2] is not None else batch[:2]
-        return ArrayData(name, examples, batch_size, shuffle, seed)
-
-    def weighted(*batch):
-        return with_class_weights(batch, class_weight)
-
-    is_dataset = isinstance(x, tf.data.Dataset)
-    for argument, value in (
-        ("y", y),
-        ("sample_weight", sample_weight),
-        ("batch_size", None if is_dataset else batch_size),
-    ):
-        if value is not None:
-            raise ValueError(
-                f"`{argument}` cannot be given where `{name}` is a "
-                f"{type(x).__name__}. Received: {argument}={value!r:.80}. "
-                "Its elements are batches (x, y) or (x, y, sample_weight)."
-            )
-    if is_dataset:
-        data = StreamData(name, x, batch_size, input_ranks)
-        if class_weight is None:
-            return data
-        return StreamData(name, data.dataset.map(weighted))
-    if isinstance(x, keras.utils.PyDataset):
-        return SequenceData(name, x, shuffle, seed, lambda b: weighted(*b))
-    return GeneratorData(name, x, lambda b: weighted(*b))
 
 
 def check_same_structure(training, outer) -> None:
@@ -270,44 +193,3 @@ def split_off(examples: tuple, fraction: float, name: str) -> tuple:
         )
 
     return part(slice(cut)), part(slice(cut, None))
-
-
-def with_class_weights(batch: tuple, class_weight: dict | None) -> tuple:
-    """Adds one weight per example to `(x, y)`, from a weight per class.
-
-    Args:
-        batch: Tuple of inputs, targets and, maybe, `None`. Targets are integer
-            classes, `(n,)` or `(n, 1)`, or one-hot, `(n, k)`.
-        class_weight: Dictionary from class to weight, 1 where it has none; or
-            `None`, which changes nothing.
-
-    Raises:
-        ValueError: If there are sample weights already, or several targets.
-    """
-    if class_weight is None:
-        return batch
-    x, y, *sample_weight = batch
-    if sample_weight and sample_weight[0] is not None:
-        raise ValueError(
-            "`class_weight` and `sample_weight` exclude each other. "
-            "Received: both."
-        )
-    if isinstance(y, dict | list | tuple):
-        raise ValueError(
-            "`class_weight` needs one array of targets. "
-            f"Received: targets of type {type(y).__name__}. Pass "
-            "`sample_weight` instead."
-        )
-    table = np.ones(max(class_weight, default=0) + 1, keras.config.floatx())
-    for number, weight in class_weight.items():
-        table[number] = weight
-    is_tensor = tf.is_tensor(y)
-    y = tf.convert_to_tensor(y)
-    is_one_hot = y.shape.rank > 1 and y.shape[-1] > 1
-    classes = tf.argmax(y, -1) if is_one_hot else tf.reshape(y, [-1])
-    classes = tf.cast(classes, tf.int64)
-    known = classes < len(table)
-    weights = tf.where(
-        known, tf.gather(table, tf.where(known, classes, 0)), 1.0
-    )
-    return (x, y, weights) if is_tensor else (x, y.numpy(), weights.numpy())

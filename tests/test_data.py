@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_hposgld import levels
 from keras_hposgld.data.arrays import ArrayData
+from keras_hposgld.data.kinds import with_class_weights
 from keras_hposgld.data.sequences import SequenceData
 from keras_hposgld.data.streams import GeneratorData
 from keras_hposgld.data.streams import holds_examples
@@ -87,7 +88,7 @@ def test_class_weights_become_sample_weights():
     class_weight = {1: 0.5, 2: 3.0}
     for y in (labels, labels[:, None], np.eye(4)[labels]):
         for kind in (np.asarray, tf.constant):
-            x, same, weights = levels.with_class_weights(
+            x, same, weights = with_class_weights(
                 (labels, kind(y)), class_weight
             )
             np.testing.assert_array_equal(weights, expected)

@@ -13,6 +13,8 @@ from keras_hposgld import distribute
 from keras_hposgld import estimators
 from keras_hposgld import levels
 from keras_hposgld.callbacks.recent_examples import RecentExamples
+from keras_hposgld.data import kinds
+from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import values_by_path
@@ -217,12 +219,12 @@ class LearnHyperparameters(keras.callbacks.Callback):
             model.make_train_function(force=True)
 
     def _level(self, name, data):
-        return levels.level_data(
+        return kinds.level_data(
             name,
-            *keras.utils.unpack_x_y_sample_weight(levels.as_arrays(data)),
-            batch_size=None if levels.yields_batches(data) else self.batch_size,
+            *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
+            batch_size=None if kinds.yields_batches(data) else self.batch_size,
             seed=self.seed + (name == "outer_data"),
-            input_ranks=levels.input_ranks_of(self.model),
+            input_ranks=kinds.input_ranks_of(self.model),
         )
 
     def _stop_recording(self):
