@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from keras_hposgld import estimators
 from keras_hposgld.estimators.estimator import batch_at
+from keras_hposgld.sgld import clip_as
 
 Strategy = tf.distribute.Strategy
 
@@ -253,7 +254,7 @@ def apply_gradients(
         return
     # Keras clips what a replica has, and then sums over the replicas. Clipped
     # before, the shares are no longer changed by it.
-    gradients = optimizer._clip_gradients(gradients)  # private, see above
+    gradients = clip_as(optimizer, gradients)
     number = strategy.num_replicas_in_sync
 
     def apply(gradients):

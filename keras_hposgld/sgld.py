@@ -114,6 +114,13 @@ def _random_words(shape, seed):
     )
 
 
+def clip_as(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+    """Clips gradients as an optimizer's `apply` does."""
+    # Private to Keras, and used so that what is clipped apart from `apply` is
+    # clipped in no other way.
+    return optimizer._clip_gradients(gradients)
+
+
 @keras.saving.register_keras_serializable(package="keras_hposgld")
 class SGLD(keras.optimizers.Optimizer):
     """Stochastic gradient Langevin dynamics as a Keras optimizer.
@@ -266,9 +273,7 @@ class SGLD(keras.optimizers.Optimizer):
 
     def clip(self, gradients: list) -> list:
         """Clips gradients as `apply` does, differentiably."""
-        # Private to Keras, and used so that the chain clips in no other way
-        # than `apply` does.
-        return self._clip_gradients(gradients)
+        return clip_as(self, gradients)
 
     def update_step(self, gradient, variable, learning_rate):
         # Called by Keras for each variable, with its gradient clipped. The

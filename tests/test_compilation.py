@@ -164,17 +164,18 @@ def pure_outer_iteration(learner):
 
 
 @pytest.mark.parametrize(
-    "estimator",
+    "network, estimator",
     [
-        hs.estimators.HPOSGLD(2, 2),
-        hs.estimators.AdjointSGLD(2, 2),
-        hs.estimators.IFTCG(num_steps=4),
-        hs.estimators.IFTNeumann(num_steps=4),
+        ("cnn", hs.estimators.HPOSGLD(2, 2)),
+        ("cnn", hs.estimators.AdjointSGLD(2, 2)),
+        ("cnn", hs.estimators.IFTCG(num_steps=4)),
+        ("cnn", hs.estimators.IFTNeumann(num_steps=4)),
+        ("transformer", hs.estimators.HPOSGLD(2, 2)),
+        ("transformer", hs.estimators.IFTCG(num_steps=4)),
     ],
-    ids=lambda estimator: type(estimator).__name__,
+    ids=repr,
 )
-@pytest.mark.parametrize("network", ["cnn", "transformer"])
-def test_outer_iteration_lowers_for_a_gpu(estimator, network):
+def test_outer_iteration_lowers_for_a_gpu(network, estimator):
     learner = make_learner(network, estimator)
     fit(learner)
     iterate, values = pure_outer_iteration(learner)
