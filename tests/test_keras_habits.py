@@ -354,9 +354,6 @@ def test_refusals_name_the_way_out():
     inputs_only = tf.data.Dataset.from_tensor_slices(X).batch(4)
     with pytest.raises(ValueError, match="must be \\(x, y\\) or"):
         learner.fit(inputs_only, outer_data=inputs_only, verbose=0)
-    unbatched = tf.data.Dataset.from_tensor_slices((X, Y))
-    with pytest.raises(ValueError, match="Call `dataset.batch"):
-        learner.fit(unbatched, outer_data=unbatched, verbose=0)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
         fit(learner, outer_batch_size=0)
 
