@@ -421,3 +421,57 @@ def test_callback_on_two_replicas_does_what_it_does_on_one(mirrored):
 def test_callback_needs_the_data_on_several_replicas(mirrored):
     with pytest.raises(ValueError, match="`inner_data` must be given"):
         fit_with_callback(mirrored)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS[:2], ids=repr)
+def test_mixed_derivative_may_depend_on_the_data(mirrored, estimator):
+    # With learned regularizers it is the same on all replicas. Here it is not,
+    # and v has to be averaged before it meets the derivative.
+    def outer_objective(hypers, params, batch, carry):
+        x, y = batch
+        return tf.reduce_mean((tf.linalg.matvec(x, params[0]) - y) ** 2)
+
+    def inner_objective(hypers, params, batch, carry):
+        x, y = batch
+        errors = (tf.linalg.matvec(x, params[0]) - y) ** 2
+        return tf.reduce_mean(tf.exp(hypers[0] * x[:, 0]) * errors), carry
+
+    problem = hs.BilevelProblem(
+        inner_objective, outer_objective, initial_carry=([], [])
+    )
+    sampler = hs.SGLD(0.05, temperature=0.1, clipnorm=0.7)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 4, 8, 3)), rng.normal(size=(2, 4, 8))
+
+    def make_chain(average):
+        return hs.estimators.Chain(
+            problem,
+            [tf.constant(0.3, tf.float64)],
+            sampler,
+            first_step=0,
+            seed=tf.constant([1, 2]),
+            average=average,
+        )
+
+    def run(strategy, batches):
+        estimate = distribute.run_chain(
+            strategy,
+            estimator,
+            make_chain,
+            lambda: [tf.ones(3, tf.float64)],
+            *batches,
+        )
+        return estimate.hypergradient[0], estimate.params[0]
+
+    def share(array):
+        return mirrored.experimental_distribute_values_from_function(
+            lambda context: tf.constant(
+                np.split(array, 2, axis=1)[context.replica_id_in_sync_group]
+            )
+        )
+
+    levels = [(x[level], y[level]) for level in range(2)]
+    shares = tf.nest.map_structure(share, levels)
+    distributed = tf.function(lambda: run(mirrored, shares))()
+    for a, b in zip(distributed, run(None, levels), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
