@@ -140,6 +140,10 @@ def test_sequence_is_read_in_an_order_that_needs_no_state(workers):
     np.testing.assert_array_equal(
         drawn(unshuffled, 5, 1).reshape(-1), [*range(10)] * 2
     )
+    # Twelve examples on: in the second pass, within its first batch.
+    np.testing.assert_array_equal(
+        drawn(unshuffled, 1, 2, first=3).reshape(-1), range(2, 10)
+    )
 
 
 def test_sequence_without_end_goes_on():
