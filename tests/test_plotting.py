@@ -20,6 +20,7 @@ from matplotlib.figure import Figure  # noqa: E402
 LOGS = {
     "val_accuracy": [0.5, 0.6, 0.7],
     "accuracy": [0.4, 0.7, 0.9],
+    "val_loss": [2.1, 1.6, 1.3],
     "loss": [2.0, 1.5, 1.0],
     "outer_loss": [1.8, 1.4, 1.1],
     "val_outer_loss": [1.9, 1.5, 1.2],
@@ -175,7 +176,12 @@ def test_history_has_a_panel_for_each_kind_of_curve():
     titles = [ax.get_ylabel() for ax in figure.axes]
     assert titles == ["loss", "hypergradient norm", "metrics"]
     # By name, validation after training; what is no metric is in no panel.
-    assert list(drawn_lines(losses)) == ["loss", "outer_loss", "val_outer_loss"]
+    assert list(drawn_lines(losses)) == [
+        "loss",
+        "val_loss",
+        "outer_loss",
+        "val_outer_loss",
+    ]
     assert list(drawn_lines(norm)) == ["hypergradient_norm"]
     assert list(drawn_lines(metrics)) == ["accuracy", "val_accuracy"]
     for ax in figure.axes:
@@ -217,10 +223,10 @@ def test_absent_curves_have_no_panel(keys, titles):
 
 
 def test_losses_of_single_outputs_are_losses():
-    logs = {"loss": [3.0], "digit_loss": [1.0], "closeness": [2.0]}
+    logs = {"loss": [3.0], "digit_loss": [1.0], "gloss": [2.0]}
     losses, metrics = plotting.plot_history(logs).axes
     assert list(drawn_lines(losses)) == ["digit_loss", "loss"]
-    assert list(drawn_lines(metrics)) == ["closeness"]
+    assert list(drawn_lines(metrics)) == ["gloss"]
 
 
 def test_history_of_fit_has_its_own_epochs(rng):
@@ -425,9 +431,11 @@ PLOTS = {
 @pytest.mark.parametrize("name", PLOTS)
 def test_nothing_global_changes(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # unavailable
-    before = matplotlib.rcParams.copy()
-    PLOTS[name]()._repr_png_()
-    assert matplotlib.rcParams.copy() == before
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # other tests may have left their mark
+        before = matplotlib.rcParams.copy()
+        PLOTS[name]()._repr_png_()
+        assert matplotlib.rcParams.copy() == before
 
 
 @pytest.mark.parametrize("name", PLOTS)
