@@ -6,7 +6,6 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld.data.arrays import as_arrays
-from keras_hposgld.data.kinds import comes_in_batches
 from keras_hposgld.data.kinds import level_data
 from keras_hposgld.data.kinds import yields_batches
 
@@ -79,14 +78,11 @@ def from_fit_arguments(
         input_ranks=input_ranks,
         class_weight=class_weight,
     )
-    if outer_batch_size is None and not comes_in_batches(
-        outer_data, input_ranks
-    ):
-        outer_batch_size = batch_size
     outer = level_data(
         "outer_data",
         *keras.utils.unpack_x_y_sample_weight(as_arrays(outer_data)),
         batch_size=outer_batch_size,
+        default_batch_size=batch_size,
         shuffle=shuffle,
         seed=seed + 1,
         input_ranks=input_ranks,

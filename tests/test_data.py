@@ -10,7 +10,7 @@ from keras_hposgld.data.arrays import ArrayData
 from keras_hposgld.data.kinds import with_class_weights
 from keras_hposgld.data.sequences import SequenceData
 from keras_hposgld.data.streams import GeneratorData
-from keras_hposgld.data.streams import holds_examples
+from keras_hposgld.data.streams import is_batch
 from keras_hposgld.data.streams import StreamData
 
 
@@ -171,7 +171,7 @@ def test_generator_is_read_once_and_to_its_end():
 
 
 @pytest.mark.parametrize(
-    "x, y, input_ranks, is_batch",
+    "x, y, input_ranks, expected",
     [
         (np.ones((5, 2)), np.ones(5), None, True),
         (np.ones((5, 2)), np.ones(()), None, False),
@@ -183,10 +183,10 @@ def test_generator_is_read_once_and_to_its_end():
         ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [1, 2], True),
     ],
 )
-def test_examples_and_batches_are_told_apart(x, y, input_ranks, is_batch):
+def test_examples_and_batches_are_told_apart(x, y, input_ranks, expected):
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat(7)
-    assert holds_examples(dataset, input_ranks) is not is_batch
-    if is_batch:
+    assert is_batch(next(iter(dataset)), input_ranks) is expected
+    if expected:
         assert StreamData("x", dataset, None, input_ranks).batch_size == 5
     else:
         data = StreamData("x", dataset, 3, input_ranks)

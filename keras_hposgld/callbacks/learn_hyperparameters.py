@@ -49,7 +49,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
             `keras.optimizers.Adam(0.05)`.
         every: Integer, batches of `fit` from chain to chain. Defaults to `50`.
         batch_size: Integer, the examples in an inner step, and in an outer one
-            where `outer_data` are arrays. Defaults to `32`.
+            where `outer_data` are arrays or single examples. Defaults to `32`.
         inner_data: The training data, in any form that `outer_data` may have:
             the chains then draw from them. `None` (default): the examples
             that `fit` trained on last. Under a strategy they are needed,
@@ -222,7 +222,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
         return kinds.level_data(
             name,
             *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
-            batch_size=None if kinds.yields_batches(data) else self.batch_size,
+            default_batch_size=self.batch_size,
             seed=self.seed + (name == "outer_data"),
             input_ranks=kinds.input_ranks_of(self.model),
         )

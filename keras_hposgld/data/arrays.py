@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_hposgld.data.batches import as_tuples
 from keras_hposgld.data.batches import checked_batch_size
 from keras_hposgld.data.batches import open_spec
+from keras_hposgld.data.batches import order_of_pass
 
 
 class ArrayData:
@@ -95,17 +96,14 @@ class ArrayData:
         drawn = []
         while missing:
             number, offset = divmod(position, self.num_examples)
-            part = self._order(number)[offset : offset + missing]
+            order = order_of_pass(
+                self.num_examples, self.shuffle, self.seed, number
+            )
+            part = order[offset : offset + missing]
             drawn.append(part)
             position += len(part)
             missing -= len(part)
         return np.concatenate(drawn).reshape(num_batches, self.batch_size)
-
-    def _order(self, number_of_pass):
-        if not self.shuffle:
-            return np.arange(self.num_examples)
-        generator = np.random.default_rng((self.seed, number_of_pass))
-        return generator.permutation(self.num_examples)
 
 
 def as_arrays(structure):

@@ -8,9 +8,35 @@ the structure of `tf.TensorSpec`s of a batch; and `batches_per_pass`, a float.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 DEFAULT_BATCH_SIZE = 32
+
+
+class BatchedData:
+    """Data that come in batches, of which one has been read.
+
+    Args:
+        name: What the user calls this data, for messages.
+        first: Tuple `(x, y)` or `(x, y, sample_weight)`, the first batch.
+
+    Raises:
+        ValueError: If `first` is something else than a batch.
+    """
+
+    def __init__(self, name, first):
+        check_element(name, first)
+        self.name = name
+        self.batch_size = length_of(name, first)
+        self._first = first
+
+    @property
+    def spec(self):
+        return open_spec(self._first)
+
+    def first_batch(self):
+        return self._first
 
 
 def as_tuples(structure):
@@ -20,6 +46,13 @@ def as_tuples(structure):
     if isinstance(structure, list | tuple):
         return tuple(as_tuples(value) for value in structure)
     return structure
+
+
+def order_of_pass(length: int, shuffle: bool, seed: int, number: int):
+    """The order in which pass `number` sees `length` things."""
+    if not shuffle:
+        return np.arange(length)
+    return np.random.default_rng((seed, number)).permutation(length)
 
 
 def open_spec(batch):

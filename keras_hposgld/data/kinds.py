@@ -9,7 +9,6 @@ import tensorflow as tf
 from keras_hposgld.data.arrays import ArrayData
 from keras_hposgld.data.sequences import SequenceData
 from keras_hposgld.data.streams import GeneratorData
-from keras_hposgld.data.streams import holds_examples
 from keras_hposgld.data.streams import StreamData
 
 
@@ -26,13 +25,6 @@ def input_ranks_of(model: keras.Model) -> list[int] | None:
     return [len(tensor.shape) for tensor in keras.tree.flatten(inputs)]
 
 
-def comes_in_batches(x, input_ranks: list[int] | None = None) -> bool:
-    """Whether `x` has a batch size of its own."""
-    if isinstance(x, tf.data.Dataset):
-        return not holds_examples(x, input_ranks)
-    return yields_batches(x)
-
-
 def level_data(
     name,
     x,
@@ -40,12 +32,26 @@ def level_data(
     sample_weight=None,
     *,
     batch_size=None,
+    default_batch_size=None,
     shuffle=True,
     seed=0,
     input_ranks=None,
     class_weight=None,
 ) -> ArrayData | StreamData | SequenceData | GeneratorData:
     """One level of data, from what a Keras user passes to `fit`.
+
+    Args:
+        name: What the user calls this data, for messages.
+        x: Inputs, or an object that yields inputs and targets.
+        y: Targets.
+        sample_weight: Array, or `None`.
+        batch_size: Integer or `None`. Refused where `x` has one of its own.
+        default_batch_size: Integer or `None`: for single examples, where
+            `batch_size` is `None`.
+        shuffle: Whether what can be drawn in any order is.
+        seed: Integer.
+        input_ranks: See `StreamData`.
+        class_weight: See `with_class_weights`.
 
     Raises:
         ValueError: If an argument does not go with the kind of data, if
@@ -60,7 +66,8 @@ def level_data(
             )
         batch = with_class_weights((x, y, sample_weight), class_weight)
         examples = batch if batch[2] is not None else batch[:2]
-        return ArrayData(name, examples, batch_size, shuffle, seed)
+        size = default_batch_size if batch_size is None else batch_size
+        return ArrayData(name, examples, size, shuffle, seed)
 
     def weighted(*batch):
         return with_class_weights(batch, class_weight)
@@ -78,10 +85,14 @@ def level_data(
                 "Its elements are batches (x, y) or (x, y, sample_weight)."
             )
     if is_dataset:
-        data = StreamData(name, x, batch_size, input_ranks)
-        if class_weight is None:
-            return data
-        return StreamData(name, data.dataset.map(weighted))
+        return StreamData(
+            name,
+            x,
+            batch_size,
+            input_ranks,
+            default_batch_size=default_batch_size,
+            prepare=None if class_weight is None else weighted,
+        )
     if isinstance(x, keras.utils.PyDataset):
         return SequenceData(name, x, shuffle, seed, lambda b: weighted(*b))
     return GeneratorData(name, x, lambda b: weighted(*b))

@@ -4,13 +4,12 @@ import itertools
 import math
 import warnings
 
-import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.data import batches
 
 
-class SequenceData:
+class SequenceData(batches.BatchedData):
     """Batches of one level from a `keras.utils.PyDataset`.
 
     As with arrays, the order of the batches is a function of the seed and of
@@ -38,7 +37,6 @@ class SequenceData:
                 f"read by {sequence.workers} threads instead.",
                 stacklevel=2,
             )
-        self.name = name
         self.sequence = sequence
         self.prepare = prepare
         self.shuffle = shuffle
@@ -49,9 +47,7 @@ class SequenceData:
                 f"`{name}` must hold at least one batch. "
                 "Received: a `PyDataset` of length 0."
             )
-        self._first = self._read(0)
-        batches.check_element(name, self._first)
-        self.batch_size = batches.length_of(name, self._first)
+        super().__init__(name, self._read(0))
         last = self._first
         if self._length is not None and self._length > 1:
             last = self._read(self._length - 1)  # which may be shorter
@@ -65,13 +61,6 @@ class SequenceData:
         if self._length is None:
             return math.inf
         return self._length - 1 + self._last_size / self.batch_size
-
-    @property
-    def spec(self):
-        return batches.open_spec(self._first)
-
-    def first_batch(self):
-        return self._first
 
     def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
         """Stacked batches for chain number `first()`, `first() + 1`, ..."""
@@ -113,7 +102,9 @@ class SequenceData:
         )
         for pass_number in itertools.count(number):
             self.sequence.on_epoch_begin()
-            for index in self._order(pass_number):
+            for index in batches.order_of_pass(
+                self._length, self.shuffle, self.seed, pass_number
+            ):
                 is_last = index == self._length - 1
                 size = self._last_size if is_last else self.batch_size
                 if offset >= size:
@@ -122,9 +113,3 @@ class SequenceData:
                 yield index, offset
                 offset = 0
             self.sequence.on_epoch_end()
-
-    def _order(self, pass_number):
-        if not self.shuffle:
-            return np.arange(self._length)
-        generator = np.random.default_rng((self.seed, pass_number))
-        return generator.permutation(self._length)

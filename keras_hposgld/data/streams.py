@@ -8,24 +8,35 @@ import tensorflow as tf
 from keras_hposgld.data import batches
 
 
-class StreamData:
+class StreamData(batches.BatchedData):
     """Batches of one level from a `tf.data.Dataset`, repeated without end.
 
     Args:
         name: What the user calls this data, for messages.
         dataset: Dataset of batches `(x, y)` or `(x, y, sample_weight)`, or of
             single examples.
-        batch_size: Integer, for a dataset of single examples; `None` for 32.
+        batch_size: Integer, for a dataset of single examples.
+        default_batch_size: Likewise, where none is given; `None` for 32.
         input_ranks: List of integers, the ranks of the model's inputs, or
             `None` where they are not known yet: tells batches and examples
             apart where the shapes of the elements do not.
+        prepare: Function of the parts of a batch, applied to each batch.
 
     Raises:
         ValueError: If the dataset is empty, if its elements are neither
             batches nor examples, or if `batch_size` is given for batches.
     """
 
-    def __init__(self, name, dataset, batch_size=None, input_ranks=None):
+    def __init__(
+        self,
+        name,
+        dataset,
+        batch_size=None,
+        input_ranks=None,
+        *,
+        default_batch_size=None,
+        prepare=None,
+    ):
         first = next(iter(dataset), None)
         if first is None:
             raise ValueError(
@@ -33,9 +44,12 @@ class StreamData:
                 "Received: an empty dataset."
             )
         batches.check_element(name, first)
-        if not _is_batch(first, input_ranks):
-            size = batches.checked_batch_size(batch_size)
-            dataset = dataset.batch(size)
+        if not is_batch(first, input_ranks):
+            dataset = dataset.batch(
+                batches.checked_batch_size(
+                    default_batch_size if batch_size is None else batch_size
+                )
+            )
             first = next(iter(dataset))
         elif batch_size is not None:
             raise ValueError(
@@ -44,10 +58,10 @@ class StreamData:
                 f"batches of {batches.length_of(name, first)}. Leave it out, "
                 "or pass a dataset of single examples."
             )
-        self.name = name
+        if prepare is not None:
+            dataset, first = dataset.map(prepare), prepare(*first)
         self.dataset = dataset
-        self._first = first
-        self.batch_size = batches.length_of(name, first)
+        super().__init__(name, first)
 
     @property
     def batches_per_pass(self) -> float:
@@ -58,13 +72,6 @@ class StreamData:
         if cardinality == tf.data.UNKNOWN_CARDINALITY:
             return float(self.dataset.reduce(0, lambda n, _: n + 1))
         return float(cardinality)
-
-    @property
-    def spec(self):
-        return batches.open_spec(self._first)
-
-    def first_batch(self):
-        return self._first
 
     def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
         """Stacked batches for one chain after the other.
@@ -85,7 +92,7 @@ class StreamData:
         return batches.stack(repeated, self.batch_size, num_steps)
 
 
-class GeneratorData:
+class GeneratorData(batches.BatchedData):
     """Batches of one level from a Python generator, which is read once.
 
     Args:
@@ -109,18 +116,8 @@ class GeneratorData:
                 f"`{name}` must yield at least one batch. "
                 "Received: a generator with nothing (left) in it."
             )
-        batches.check_element(name, first)
-        self.name = name
-        self.batch_size = batches.length_of(name, first)
-        self._first = first
+        super().__init__(name, first)
         self._generator = itertools.chain([first], generator)
-
-    @property
-    def spec(self):
-        return batches.open_spec(self._first)
-
-    def first_batch(self):
-        return self._first
 
     def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
         """Stacked batches for one chain after the other, until it ends."""
@@ -131,16 +128,13 @@ class GeneratorData:
         return batches.stack(read, self.batch_size, num_steps)
 
 
-def holds_examples(dataset, input_ranks=None) -> bool:
-    """Whether the elements of a dataset are single examples."""
-    return any(
-        not _is_batch(element, input_ranks)
-        for element in dataset.take(1)
-        if isinstance(element, tuple)
-    )
+def is_batch(element: tuple, input_ranks: list[int] | None = None) -> bool:
+    """Whether an element of a dataset is a batch, not a single example.
 
-
-def _is_batch(element, input_ranks):
+    Args:
+        element: Tuple whose first entry are the inputs.
+        input_ranks: See `StreamData`.
+    """
     shapes = [tuple(tensor.shape) for tensor in tf.nest.flatten(element)]
     if () in shapes or len({shape[0] for shape in shapes}) != 1:
         return False
