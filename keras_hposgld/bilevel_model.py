@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import adapter
@@ -20,13 +19,9 @@ from keras_hposgld import export
 from keras_hposgld import levels
 from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.estimators import HypergradientEstimator
-from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
-from keras_hposgld.hyperparameters.hyperparameter import values_by_path
-from keras_hposgld.hyperparameters.summary import summarize
+from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.outer_level import check_known
 from keras_hposgld.outer_level import OuterLevel
-from keras_hposgld.outer_level import variables_of
 from keras_hposgld.safeguards import StopOnNonFinite
 from keras_hposgld.saved_learner import SavedLearner
 from keras_hposgld.sgld import SGLD
@@ -36,7 +31,7 @@ STARTS = ("continue", "initial")
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
-class BilevelModel(SavedLearner):
+class BilevelModel(LearnedHyperparameters, SavedLearner):
     """Wraps a Keras model so that `fit` learns its hyperparameters too.
 
     The progress bar counts outer iterations; each takes a chain of
@@ -117,21 +112,6 @@ class BilevelModel(SavedLearner):
     def build(self, input_shape=None):
         if not self.model.built:
             self.model.build(input_shape)
-
-    def find_hyperparameters(self) -> list:
-        """The objects that own the hyperparameters of the built model."""
-        if self.regularizer is not None:
-            attach_regularizer(self.model, self.regularizer, self.filter)
-        return find_hyperparameters(self.model)
-
-    @property
-    def hyperparameters(self) -> list[keras.Variable]:
-        """The unconstrained variables, in the order of the weights."""
-        return variables_of(self.find_hyperparameters())
-
-    def hyperparameter_values(self) -> dict[str, np.ndarray]:
-        """The constrained values: `{path: NumPy array}`."""
-        return values_by_path(self.find_hyperparameters())
 
     def compile(
         self,
@@ -432,16 +412,6 @@ class BilevelModel(SavedLearner):
             f" Hyperparameters: {number:,} (learned on the outer data; Keras "
             "counts those of its layers as non-trainable)"
         )
-
-    def hyperparameter_summary(self, print_fn=None) -> None:
-        """Prints path, granularity, number, minimum, median and maximum.
-
-        Args:
-            print_fn: Function of a string, called for each line. Defaults to
-                `print`.
-        """
-        for line in summarize(self.find_hyperparameters()):
-            (print_fn or print)(line)
 
     def train_on_batch(self, *args, **kwargs):
         """Refused: an outer iteration takes two levels of batches."""

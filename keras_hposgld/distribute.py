@@ -75,21 +75,16 @@ def check(
             several replicas, if the estimator cannot run there, or if XLA or
             several steps at a time are asked for.
     """
+    trained_under = strategy if is_distributed(strategy) else None
     for variable in variables:
         made_under = getattr(variable.value, "distribute_strategy", None)
-        if made_under not in (None, strategy):
+        if made_under is not trained_under:
+            scope = f"under {made_under}" if made_under else "outside of any"
             raise ValueError(
                 "The model must be made in the scope of the strategy that it "
-                f"is trained under. Received: {variable.path!r}, made under "
-                f"{made_under}. Build and compile inside of one "
-                "`with strategy.scope():`."
-            )
-        if is_distributed(strategy) and made_under is None:
-            raise ValueError(
-                "The model must be made in the scope of the strategy that it "
-                f"is trained under. Received: {variable.path!r}, made outside "
-                f"of {strategy}. Build and compile inside of "
-                "`with strategy.scope():`."
+                f"is trained under. Received: {variable.path!r}, made {scope}, "
+                f"and {strategy} for the training. Build and compile inside "
+                "of one `with strategy.scope():`."
             )
     if not is_distributed(strategy):
         return

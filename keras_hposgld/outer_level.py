@@ -19,6 +19,7 @@ from keras_hposgld.adapter import LAYER_STATES
 from keras_hposgld.adapter import loss_function
 from keras_hposgld.adapter import tensors
 from keras_hposgld.adapter import unregularized_loss
+from keras_hposgld.hyperparameters.hyperparameter import variables_of
 from keras_hposgld.safeguards import UpdateGuard
 from keras_hposgld.sgld import SGLD
 from keras_hposgld.weight_copies import WeightCopies
@@ -149,7 +150,6 @@ class OuterLevel(keras.layers.Layer):
         Returns:
             1 if the update was skipped, else 0.
         """
-        first_step = tf.cast(sampler.iterations.value, tf.int32)
 
         def make_chain(average):
             return estimators.Chain(
@@ -187,7 +187,7 @@ class OuterLevel(keras.layers.Layer):
                 _assign(problem.layer_variables, layer_state)
             _assign(self._memory, estimate.memory)
             if self.warmup_steps:
-                is_warm = first_step >= self.warmup_steps
+                is_warm = sampler.iterations.value >= self.warmup_steps
                 tf.cond(is_warm, learn, lambda: None)
             else:
                 learn()
@@ -229,15 +229,6 @@ class OuterLevel(keras.layers.Layer):
         if self.outer_loss is None:
             return unregularized_loss(trainer)
         return loss_function(self.outer_loss)
-
-
-def variables_of(owners: list) -> list[keras.Variable]:
-    """The unconstrained variables of hyperparameters, in a fixed order."""
-    return [
-        variable
-        for owner in owners
-        for variable in owner.hyperparameter_variables
-    ]
 
 
 def check_known(name: str, value: Any, known: tuple) -> None:

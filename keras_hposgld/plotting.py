@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.hyperparameters.hyperparameter import values_by_path
 
 NUM_BINS = 51
 NOT_DRAWN = ("learning_rate", "skipped_updates")
@@ -265,9 +266,7 @@ def _values_by_path(learner):
     if hasattr(learner, "hyperparameter_values"):
         values = learner.hyperparameter_values()
     elif isinstance(learner, keras.Model):
-        values = {}
-        for owner in find_hyperparameters(learner):
-            values |= owner.hyperparameter_values()
+        values = values_by_path(find_hyperparameters(learner))
     if not isinstance(values, Mapping):
         raise TypeError(
             "`learner` must be a `BilevelModel`, a `keras.Model` or a mapping "

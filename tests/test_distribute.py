@@ -402,8 +402,8 @@ def test_callback_on_two_replicas_does_what_it_does_on_one(mirrored):
     assert int(learning.outer_level.iterations.numpy()) == 4
     start = make_learner().hyperparameters
     for a, b, s in zip(
-        learning_2.hyperparameters(),
-        learning.hyperparameters(),
+        learning_2.hyperparameters,
+        learning.hyperparameters,
         start,
         strict=True,
     ):

@@ -120,7 +120,7 @@ def test_chain_is_the_functional_estimate_and_one_step():
     class Watch(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if batch == 11:
-                self.before = callback.hyperparameters()[0].numpy()
+                self.before = callback.hyperparameters[0].numpy()
 
     watch = Watch()
     fit(model, watch, callback, epochs=1)
@@ -156,7 +156,7 @@ def test_chain_is_the_functional_estimate_and_one_step():
         outer_batches=outer,
         seed=callback.sampler.chain_seed,
     )
-    moved = callback.hyperparameters()[0].numpy() - watch.before
+    moved = callback.hyperparameters[0].numpy() - watch.before
     assert np.abs(moved).max() > 1e-5
     np.testing.assert_allclose(
         moved, -estimate.hypergradient, rtol=1e-3, atol=1e-6
@@ -323,7 +323,7 @@ def test_numbers_that_are_not_finite_never_reach_the_hyperparameters():
     model = make_model()
     with pytest.raises(RuntimeError, match="the outer objective"):
         fit(model, callback)
-    for variable in callback.hyperparameters():
+    for variable in callback.hyperparameters:
         assert len(np.unique(variable)) == 1
 
 

@@ -110,7 +110,7 @@ def test_callback_mode_under_a_mixed_policy(policy):
         verbose=0,
     ).history
     assert np.all(np.isfinite(history["outer_loss"]))
-    assert learning.hyperparameters()[0].dtype == "float32"
+    assert learning.hyperparameters[0].dtype == "float32"
 
 
 def test_small_gradients_of_float16_layers_are_not_lost():

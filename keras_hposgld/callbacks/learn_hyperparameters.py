@@ -15,16 +15,14 @@ from keras_hposgld import levels
 from keras_hposgld.callbacks.recent_examples import RecentExamples
 from keras_hposgld.data import kinds
 from keras_hposgld.data.arrays import as_arrays
-from keras_hposgld.hyperparameters.hyperparameter import attach_regularizer
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
-from keras_hposgld.hyperparameters.hyperparameter import values_by_path
+from keras_hposgld.hyperparameters.hyperparameter import variables_of
+from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.outer_level import OuterLevel
-from keras_hposgld.outer_level import variables_of
 from keras_hposgld.saved_learner import random_states
 from keras_hposgld.sgld import SGLD
 
 
-class LearnHyperparameters(keras.callbacks.Callback):
+class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
     """Updates the learnable hyperparameters of a model every so many batches.
 
     The model is trained as it would be without the callback, with any
@@ -158,20 +156,6 @@ class LearnHyperparameters(keras.callbacks.Callback):
     @property
     def _num_steps(self):
         return self.outer_level.estimator.num_steps
-
-    def find_hyperparameters(self) -> list:
-        """The objects that own the hyperparameters of the model."""
-        if self.regularizer is not None:
-            attach_regularizer(self.model, self.regularizer, self.filter)
-        return find_hyperparameters(self.model)
-
-    def hyperparameters(self) -> list[keras.Variable]:
-        """The unconstrained variables, in the order of the weights."""
-        return variables_of(self.find_hyperparameters())
-
-    def hyperparameter_values(self) -> dict[str, np.ndarray]:
-        """The constrained values: `{path: NumPy array}`."""
-        return values_by_path(self.find_hyperparameters())
 
     def on_train_begin(self, logs=None):
         model = self.model

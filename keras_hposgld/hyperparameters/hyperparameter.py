@@ -114,6 +114,15 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
     return list(owners.values())
 
 
+def variables_of(owners: list[Hyperparameter]) -> list[keras.Variable]:
+    """The unconstrained variables of hyperparameters, in a fixed order."""
+    return [
+        variable
+        for owner in owners
+        for variable in owner.hyperparameter_variables
+    ]
+
+
 def values_by_path(owners: list[Hyperparameter]) -> dict[str, np.ndarray]:
     """The constrained values of hyperparameters: `{path: NumPy array}`."""
     return {
