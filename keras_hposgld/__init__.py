@@ -12,11 +12,14 @@ if keras.backend.backend() != "tensorflow":
 from keras_hposgld import callbacks  # noqa: E402
 from keras_hposgld import diagnostics  # noqa: E402
 from keras_hposgld import estimators  # noqa: E402
+from keras_hposgld import layers  # noqa: E402
 from keras_hposgld import plotting  # noqa: E402
 from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
 from keras_hposgld.estimators import Estimate  # noqa: E402
 from keras_hposgld.estimators import hypergradient  # noqa: E402
+from keras_hposgld.hyperparameters import losses  # noqa: E402
 from keras_hposgld.hyperparameters import regularizers  # noqa: E402
+from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa: E402
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters  # noqa: E402
 from keras_hposgld.problem import BilevelProblem  # noqa: E402
 from keras_hposgld.sgld import SGLD  # noqa: E402
@@ -27,12 +30,15 @@ __all__ = [
     "BilevelModel",
     "BilevelProblem",
     "Estimate",
+    "ExampleWeights",
     "SGLD",
     "callbacks",
     "diagnostics",
     "estimators",
     "find_hyperparameters",
     "hypergradient",
+    "layers",
+    "losses",
     "plotting",
     "regularizers",
 ]

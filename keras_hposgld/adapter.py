@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld.distribute import local_loss
+from keras_hposgld.hyperparameters.hyperparameter import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.problem import BilevelProblem
 
@@ -44,6 +45,8 @@ class KerasProblem(BilevelProblem):
         layer_state: `"carried"` or `"frozen"`, see the module's text.
         tracks_metrics: Whether the metrics of `trainer` follow the inner
             steps.
+        weigh: Function from the third entry of an inner batch to the sample
+            weights. Defaults to the identity.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class KerasProblem(BilevelProblem):
         outer_loss: Callable,
         layer_state: str = "carried",
         tracks_metrics: bool = True,
+        weigh: Callable = lambda sample_weight: sample_weight,
     ):
         self.trainer = trainer
         self.weights = trainer.trainable_variables
         self.hyperparameters = hyperparameters
         self.outer_loss = outer_loss
+        self.weigh = weigh
         self.training = layer_state == "carried"
         self.layer_variables = layer_variables
         self.tracks_metrics = tracks_metrics
@@ -93,6 +98,7 @@ class KerasProblem(BilevelProblem):
     def _inner(self, hyperparameters, params, batch, carry):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._scope(hyperparameters, params, carry) as scope:
+            sample_weight = self.weigh(sample_weight)
             y_pred = self.trainer(x, training=self.training)
             loss = self.trainer.compute_loss(
                 x, y, y_pred, sample_weight, training=True
@@ -114,9 +120,7 @@ class KerasProblem(BilevelProblem):
 
 
 def _computes_in_float16(model):
-    # Private: all layers, the nested ones, too.
-    layers = model._flatten_layers()
-    return any(layer.compute_dtype == "float16" for layer in layers)
+    return any(layer.compute_dtype == "float16" for layer in all_layers(model))
 
 
 def layer_variables(model: keras.Model) -> list[keras.Variable]:
@@ -124,7 +128,7 @@ def layer_variables(model: keras.Model) -> list[keras.Variable]:
     owned = {
         id(variable)
         for owner in find_hyperparameters(model)
-        for variable in owner.variables
+        for variable in owner.fixed_variables
     }
     return [v for v in model.non_trainable_variables if id(v) not in owned]
 
@@ -139,13 +143,16 @@ def loss_metric(trainer: keras.Model) -> keras.metrics.Metric:
     return next(metric for metric in trainer.metrics if metric.name == "loss")
 
 
-def build_on(trainer: keras.Model, batch) -> None:
+def build_on(
+    trainer: keras.Model, batch, weigh: Callable = lambda weight: weight
+) -> None:
     """Creates all variables of a compiled model from one batch of data.
 
     Keras creates those of losses and metrics when they are first called,
-    which must not happen within a chain.
+    which must not happen within a chain. `weigh` is as in `KerasProblem`.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    sample_weight = weigh(sample_weight)
     y_pred = trainer(x, training=False)
     trainer.compute_loss(x, y, y_pred, sample_weight, training=False)
     trainer.compute_metrics(x, y, y_pred, sample_weight)

@@ -48,6 +48,10 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             a `path`, `name` and `shape`) to whether `regularizer` is attached
             to it. `None` (default): every kernel, a weight whose name ends so.
             A learner that is loaded from a file keeps those that were chosen.
+        example_weights: `ExampleWeights`: a learned weight for each training
+            example. Defaults to `None`. The training data are then arrays, in
+            the order of the table, or batches whose third part is the integer
+            index of each example.
         seed: Integer: the order of the examples. `None`, the default, draws
             one from Python's generator, which `keras.utils.set_random_seed`
             fixes.
@@ -86,6 +90,7 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
         model: keras.Model,
         regularizer: Any = None,
         filter: Callable | None = None,
+        example_weights: Any = None,
         seed: int | None = None,
         name: str | None = None,
     ):
@@ -99,6 +104,7 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
         self.model = model
         self.regularizer = regularizer
         self.filter = filter
+        self.example_weights = example_weights
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.starting_weights = WeightCopies("starting_weights")
         self.outer_level = OuterLevel()
@@ -138,7 +144,8 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             hyper_optimizer: Keras optimizer of the hyperparameters. Defaults
                 to `keras.optimizers.Adam(0.05)`.
             outer_loss: What the hyperparameters are to lower: a Keras loss.
-                `None` (default): `loss` without the regularization.
+                `None` (default): `loss` without the regularization. Needed
+                where `loss` itself is learned.
             start: Where a chain starts. `"continue"` (default): where the one
                 before it ended. `"initial"`: at the weights of the first fit.
             layer_state: `"carried"` (default) or `"frozen"`: what becomes of
@@ -205,6 +212,7 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             self.strategy,
             [
                 *self.model.variables,
+                *self.hyperparameters,
                 self.optimizer.iterations,
                 self.hyper_optimizer.iterations,
             ],
@@ -292,9 +300,10 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             shuffle=shuffle,
             seed=self.seed,
             input_ranks=input_ranks_of(self.model),
+            example_weights=self.example_weights,
         )
         with self.distribute_strategy.scope():
-            adapter.build_on(self, inner.first_batch())
+            adapter.build_on(self, inner.first_batch(), self._weigh)
             self._prepare()
             if self.start == "initial" and not self.starting_weights.are_set:
                 self.starting_weights.remember(self.trainable_variables)
@@ -346,6 +355,11 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
         if self.strategy is None:
             super()._maybe_symbolic_build(*args, **kwargs)
 
+    def _weigh(self, sample_weight):
+        if self.example_weights is None:
+            return sample_weight
+        return self.example_weights(sample_weight)
+
     def train_step(self, data):
         """One outer iteration, on the stacked batches of one chain."""
         outer_level = self.outer_level
@@ -355,6 +369,7 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             adapter.layer_variables(self.model),
             outer_level.loss(self),
             outer_level.layer_state,
+            weigh=self._weigh,
         )
         start = (
             problem.weights

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.weight_penalty import WeightPenalty
 
@@ -30,13 +31,22 @@ def export_model(model: keras.Model) -> keras.Model:
     """
 
     def plain(layer):
+        if isinstance(layer, Hyperparameter):
+            # An augmentation, which does nothing in inference.
+            return keras.layers.Identity(name=layer.name)
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):
             config = _with_constants(layer, config)
         return type(layer).from_config(config)
 
     exported = clone(model, plain)
-    copy_weights(model.weights, exported.weights)
+    learned = {
+        id(variable)
+        for owner in find_hyperparameters(model)
+        for variable in owner.fixed_variables
+    }
+    weights = [weight for weight in model.weights if id(weight) not in learned]
+    copy_weights(weights, exported.weights)
     for weight in exported.weights:
         if isinstance(weight.regularizer, Hyperparameter | WeightPenalty):
             raise ValueError(

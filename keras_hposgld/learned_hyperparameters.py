@@ -23,7 +23,10 @@ class LearnedHyperparameters:
         """The objects that own the hyperparameters of the built model."""
         if self.regularizer is not None:
             attach_regularizer(self.model, self.regularizer, self.filter)
-        return find_hyperparameters(self.model)
+        # A learner that is a model itself has more: the loss that it was
+        # compiled with, a table of example weights.
+        is_model = isinstance(self, keras.Model)
+        return find_hyperparameters(self if is_model else self.model)
 
     @property
     def hyperparameters(self) -> list[keras.Variable]:

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.data.arrays import as_arrays
@@ -23,6 +24,7 @@ def from_fit_arguments(
     shuffle=True,
     seed=0,
     input_ranks=None,
+    example_weights=None,
 ) -> tuple:
     """Reads the data arguments of `BilevelModel.fit`, see there.
 
@@ -30,6 +32,8 @@ def from_fit_arguments(
         examples: Tuple `(x, y, sample_weight)` of the training data.
         input_ranks: List of integers, the ranks of the model's inputs, or
             `None` where they are not known yet.
+        example_weights: `ExampleWeights` or `None`. With it, the third part
+            of an inner batch are the indices of its examples.
 
     Returns:
         Inner data, outer data and validation data.
@@ -69,6 +73,8 @@ def from_fit_arguments(
             "Received: outer_data=None. Pass `outer_data=(x, y)` or "
             "`outer_split=0.2`."
         )
+    if example_weights is not None:
+        examples = with_indices(examples, example_weights.num_examples)
     inner = level_data(
         "x",
         *examples,
@@ -88,7 +94,54 @@ def from_fit_arguments(
         input_ranks=input_ranks,
     )
     check_same_structure(inner, outer)
+    if example_weights is not None:
+        check_indices(inner)
     return inner, outer, validation_data
+
+
+def with_indices(examples: tuple, num_examples: int) -> tuple:
+    """Puts the indices of examples in the place of their sample weights.
+
+    Args:
+        examples: Tuple `(x, y, sample_weight)`; an object that yields batches
+            has the indices in them.
+        num_examples: Integer, how many there have to be.
+
+    Raises:
+        ValueError: If there are sample weights, or another number of examples.
+    """
+    x, y, sample_weight = examples
+    if sample_weight is not None:
+        raise ValueError(
+            "`sample_weight` and `example_weights` exclude each other. "
+            "Received: both."
+        )
+    if yields_batches(x):
+        return examples
+    length = len(keras.tree.flatten(x)[0])
+    if length != num_examples:
+        raise ValueError(
+            "`example_weights` must have one weight for each training "
+            f"example. Received: {num_examples} weights and {length} "
+            f"examples. Use `ExampleWeights({length})`."
+        )
+    return x, y, np.arange(length)
+
+
+def check_indices(inner) -> None:
+    """Checks that a batch says which examples it holds.
+
+    Raises:
+        ValueError: If its third part is missing, or no integers.
+    """
+    indices = inner.spec[2:]
+    if not indices or not getattr(indices[0], "dtype", tf.string).is_integer:
+        raise ValueError(
+            "With `example_weights`, the batches of `x` must be "
+            "(inputs, targets, indices), the indices integers. Received: "
+            f"batches like {inner.spec}. Add the position of each example, "
+            "for instance with `tf.data.Dataset.enumerate`."
+        )
 
 
 class FirstChain(keras.callbacks.Callback):

@@ -101,15 +101,25 @@ class OuterLevel(keras.layers.Layer):
             sampler: `SGLD`, built or not.
 
         Raises:
-            ValueError: If there are no hyperparameters, or if the learning
-                rate is too large for the bound of the strengths.
+            ValueError: If there are no hyperparameters, if a learned loss has
+                no outer loss beside it, or if the learning rate is too large
+                for the bound of the strengths.
         """
         if not owners:
             raise ValueError(
                 "The model has no hyperparameters to learn. Received: a model "
-                "without learnable regularizers on trainable weights. Put "
+                "without learnable regularizers on trainable weights, layers "
+                "or losses. Put "
                 "`kernel_regularizer=keras_hposgld.regularizers.LearnableL2()`"
                 " into its layers, or pass `regularizer=`."
+            )
+        learned = [x for x in owners if isinstance(x, keras.losses.Loss)]
+        if learned and self.outer_loss is None:
+            raise ValueError(
+                "`outer_loss` must be given where the loss is learned: a loss "
+                "that judges itself would learn to be small. Received: "
+                f"outer_loss=None and loss={learned[0]!r}. Pass what you "
+                "would report, such as a cross-entropy."
             )
         learning_rate = sampler.learning_rate_at(sampler.iterations, "float64")
         for owner in owners:

@@ -8,11 +8,17 @@ arguments of `compile`, and the state of random generators.
 import keras
 import tensorflow as tf
 
+from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+
 
 def random_states(model: keras.Model) -> list[keras.Variable]:
     """Counters of dropout and the like, which Keras does not save."""
     weights = {id(weight) for weight in model.weights}
     return [v for v in model.variables if id(v) not in weights]
+
+
+def _numbered(name, variables):
+    return {f"{name}_{n}": variable for n, variable in enumerate(variables)}
 
 
 class SavedLearner(keras.Model):
@@ -27,21 +33,41 @@ class SavedLearner(keras.Model):
         for name, variables in (
             ("weights", self.weights),
             ("random_states", random_states(self.model)),
+            ("losses", self._loss_variables),
             ("memory", self.outer_level.memory.weights),
             ("starting_weights", self.starting_weights.weights),
         ):
             setattr(state, name, [variable.value for variable in variables])
         self._checkpointed_state = state
 
+    @property
+    def _loss_variables(self):
+        """Of learned losses, which Keras saves by their config alone."""
+        return [
+            variable
+            for owner in find_hyperparameters(self)
+            if isinstance(owner, keras.losses.Loss)
+            for variable in owner.hyperparameter_variables
+        ]
+
+    def _unsaved(self):
+        """What Keras would not save, by name."""
+        return {
+            **_numbered("random_state", random_states(self.model)),
+            **_numbered("loss", self._loss_variables),
+        }
+
     def save_own_variables(self, store) -> None:
         super().save_own_variables(store)
-        for position, state in enumerate(random_states(self.model)):
-            store[f"random_state_{position}"] = state.numpy()
+        for name, variable in self._unsaved().items():
+            store[name] = variable.numpy()
 
     def load_own_variables(self, store) -> None:
         values = {key: store[key] for key in store.keys()}
-        for position, state in enumerate(random_states(self.model)):
-            state.assign(values.pop(f"random_state_{position}"))
+        for name, variable in self._unsaved().items():
+            variable.assign(values.pop(name))
+        if not self.compiled:  # so there is no loss to load into
+            values = {k: v for k, v in values.items() if k[:5] != "loss_"}
         super().load_own_variables(values)
 
     def get_config(self) -> dict:
@@ -50,6 +76,9 @@ class SavedLearner(keras.Model):
             "regularizer": keras.saving.serialize_keras_object(
                 self.regularizer
             ),
+            "example_weights": keras.saving.serialize_keras_object(
+                self.example_weights
+            ),
             "seed": self.seed,
             "name": self.name,
         }
@@ -57,7 +86,7 @@ class SavedLearner(keras.Model):
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> "SavedLearner":
         config = dict(config)
-        for key in ("model", "regularizer"):
+        for key in ("model", "regularizer", "example_weights"):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects=custom_objects
             )

@@ -307,6 +307,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
             memory=[v.value for v in self.outer_level.memory.values],
             recent=self.recent,
             random_states=[v.value for v in random_states(self.model)],
+            hyperparameters=[v.value for v in self._hyperparameters],
             num_batches=tf.Variable(self._num_batches, dtype=tf.int64),
         )
         if self.regularizer is not None:

@@ -15,6 +15,10 @@ import numpy as np
 class Hyperparameter:
     """Base of the Keras objects that own learnable hyperparameters.
 
+    A layer, a loss, a table of weights: whatever inherits from this and is
+    part of a model, or of what it was compiled with, is found, learned, saved
+    and shown by the same code.
+
     Attributes:
         granularity: String: what has a value of its own.
     """
@@ -30,12 +34,21 @@ class Hyperparameter:
         """The constrained values, a tensor for each variable, by path."""
         raise NotImplementedError
 
-    def attach(self, weight: keras.Variable):
-        """Settles that a weight is regularized; returns its penalty."""
-        raise NotImplementedError
+    @property
+    def fixed_variables(self) -> list[keras.Variable]:
+        """All variables of the object that no inner step changes."""
+        return self.hyperparameter_variables
 
     def check_learning_rate(self, learning_rate: float) -> None:
         """Refuses inner steps that the values may outgrow, if any can."""
+
+
+class WeightHyperparameter(Hyperparameter):
+    """Base of what belongs to single weights: the learned regularizers."""
+
+    def attach(self, weight: keras.Variable):
+        """Settles that a weight is regularized; returns its penalty."""
+        raise NotImplementedError
 
 
 def is_kernel(weight: keras.Variable) -> bool:
@@ -45,7 +58,7 @@ def is_kernel(weight: keras.Variable) -> bool:
 
 def attach_regularizer(
     model: keras.Model,
-    regularizer: Hyperparameter,
+    regularizer: WeightHyperparameter,
     choose: Callable | None = None,
 ) -> None:
     """Attaches a regularizer to weights of a built model that have none.
@@ -79,11 +92,13 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
     `model.load_weights`.
 
     Args:
-        model: A built `keras.Model`. Only its trainable weights count.
+        model: A built `keras.Model`. Of its weights only the trainable ones
+            count.
 
     Returns:
-        List of the objects that own hyperparameters, in the order of the
-        model's weights, each once.
+        List of the objects that own hyperparameters, each once: regularizers
+        in the order of the model's weights, layers in the order of the model,
+        losses that it was compiled with.
 
     Example:
 
@@ -108,10 +123,21 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
         # Where a regularizer has been attached, Keras's attribute holds the
         # penalty of that one weight, which knows its owner.
         owner = getattr(weight.regularizer, "owner", weight.regularizer)
-        if isinstance(owner, Hyperparameter):
+        if isinstance(owner, WeightHyperparameter):
             owner = owner.attach(weight).owner
             owners[id(owner)] = owner
+    losses = keras.tree.flatten(getattr(model, "loss", None))
+    for part in [*all_layers(model), *losses]:
+        is_owner = isinstance(part, Hyperparameter)
+        if is_owner and not isinstance(part, WeightHyperparameter):
+            owners[id(part)] = part
     return list(owners.values())
+
+
+def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model, the nested ones, too."""
+    # Private to Keras, whose `layers` leaves out the layers within a layer.
+    return model._flatten_layers()
 
 
 def variables_of(owners: list[Hyperparameter]) -> list[keras.Variable]:

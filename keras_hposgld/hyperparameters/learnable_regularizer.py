@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.hyperparameters import bijectors
-from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.hyperparameters.weight_penalty import WeightPenalty
 
 GRANULARITIES = ("parameter", "input", "output", "tensor")
@@ -31,7 +31,7 @@ CENTERS = (None, "initial")
 _LAST_LOADED = {}
 
 
-class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
+class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
     """A regularizer whose strengths are learned; see its three subclasses.
 
     Args:
@@ -195,6 +195,10 @@ class LearnableRegularizer(Hyperparameter, keras.layers.Layer):
             for penalty in self.penalties
             for variable in penalty.strengths.values()
         ]
+
+    @property
+    def fixed_variables(self) -> list[keras.Variable]:
+        return self.variables  # the centers, too
 
     def hyperparameter_values(self) -> dict:
         return {

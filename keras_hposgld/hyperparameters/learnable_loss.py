@@ -1,0 +1,106 @@
+"""What the learnable losses have in common.
+
+A learned loss is the inner objective alone: the weights are trained with it,
+while the hyperparameters are to lower an outer loss of the user's choice. They
+are held by the loss object, so it has to be the one that `compile` gets. Its
+config holds what was learned, since Keras saves a loss by its config.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
+
+
+class LearnableLoss(Hyperparameter, keras.losses.Loss):
+    """A classification loss with hyperparameters; see its three subclasses.
+
+    Args:
+        start: Array: the unconstrained hyperparameters at first.
+        variable_name: String.
+        from_logits: Boolean: whether predictions are logits. Defaults to
+            `False`: they are probabilities.
+        name: String.
+        reduction: As in `keras.losses.Loss`.
+    """
+
+    granularity = "loss"
+
+    def __init__(
+        self,
+        start,
+        variable_name: str,
+        from_logits: bool = False,
+        name: str | None = None,
+        reduction: str = "sum_over_batch_size",
+    ):
+        super().__init__(name=name, reduction=reduction)
+        self.from_logits = bool(from_logits)
+        self.variable = unconstrained_variable(start, variable_name, self.name)
+
+    @property
+    def hyperparameter_variables(self) -> list[keras.Variable]:
+        return [self.variable]
+
+    def hyperparameter_values(self) -> dict:
+        return {self.variable.path: self.constrained()}
+
+    def constrained(self) -> tf.Tensor:
+        """The hyperparameters as the loss uses them."""
+        raise NotImplementedError
+
+    def probabilities(self, y_pred) -> tf.Tensor:
+        """What the model predicts, `(n, num_classes)`."""
+        return tf.nn.softmax(y_pred) if self.from_logits else y_pred
+
+    def log_probabilities(self, y_pred) -> tf.Tensor:
+        """The logarithm of `probabilities`, kept finite."""
+        if self.from_logits:
+            return tf.nn.log_softmax(y_pred)
+        smallest = keras.config.epsilon()
+        return tf.math.log(tf.clip_by_value(y_pred, smallest, 1.0))
+
+    def targets(self, y_true, y_pred) -> tf.Tensor:
+        """Targets as one-hot vectors, `(n, num_classes)`.
+
+        Args:
+            y_true: Integer classes, `(n,)` or `(n, 1)`, or one-hot vectors.
+            y_pred: Tensor `(n, num_classes)`.
+
+        Raises:
+            ValueError: If there is one output, for two classes.
+        """
+        num_classes = y_pred.shape[-1]
+        if num_classes is None or num_classes < 2:
+            raise ValueError(
+                f"`{type(self).__name__}` needs one output for each class, "
+                "and at least two. Received: predictions of shape "
+                f"{tuple(y_pred.shape)}. Use two outputs for two classes."
+            )
+        is_one_hot = len(y_true.shape) == len(y_pred.shape) and (
+            y_true.shape[-1] == num_classes
+        )
+        if is_one_hot:
+            return tf.cast(y_true, y_pred.dtype)
+        if len(y_true.shape) == len(y_pred.shape):
+            y_true = tf.squeeze(y_true, -1)
+        return tf.one_hot(
+            tf.cast(y_true, tf.int32), num_classes, dtype=y_pred.dtype
+        )
+
+    def get_config(self) -> dict:
+        learned = np.asarray(self.variable.value, "float64").tolist()
+        return super().get_config() | {
+            "from_logits": self.from_logits,
+            "learned": learned,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LearnableLoss":
+        config = dict(config)
+        learned = config.pop("learned")
+        loss = cls(**config)
+        loss.variable.assign(learned)
+        return loss
