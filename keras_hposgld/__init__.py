@@ -10,6 +10,7 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from keras_hposgld import callbacks  # noqa: E402
+from keras_hposgld import data  # noqa: E402
 from keras_hposgld import diagnostics  # noqa: E402
 from keras_hposgld import estimators  # noqa: E402
 from keras_hposgld import layers  # noqa: E402
@@ -21,6 +22,7 @@ from keras_hposgld.hyperparameters import losses  # noqa: E402
 from keras_hposgld.hyperparameters import regularizers  # noqa: E402
 from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa: E402
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters  # noqa: E402
+from keras_hposgld.meta_model import MetaModel  # noqa: E402
 from keras_hposgld.problem import BilevelProblem  # noqa: E402
 from keras_hposgld.sgld import SGLD  # noqa: E402
 
@@ -31,8 +33,10 @@ __all__ = [
     "BilevelProblem",
     "Estimate",
     "ExampleWeights",
+    "MetaModel",
     "SGLD",
     "callbacks",
+    "data",
     "diagnostics",
     "estimators",
     "find_hyperparameters",

@@ -6,24 +6,20 @@ hyperparameters. Everything around it is Keras's own `fit`.
 """
 
 import math
-import random
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_hposgld import adapter
 from keras_hposgld import distribute
 from keras_hposgld import export
 from keras_hposgld import levels
 from keras_hposgld.data.kinds import input_ranks_of
-from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
+from keras_hposgld.learner import Learner
 from keras_hposgld.outer_level import check_known
-from keras_hposgld.outer_level import OuterLevel
 from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.saved_learner import SavedLearner
 from keras_hposgld.sgld import SGLD
 from keras_hposgld.weight_copies import WeightCopies
 
@@ -31,7 +27,7 @@ STARTS = ("continue", "initial")
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
-class BilevelModel(LearnedHyperparameters, SavedLearner):
+class BilevelModel(LearnedHyperparameters, Learner):
     """Wraps a Keras model so that `fit` learns its hyperparameters too.
 
     The progress bar counts outer iterations; each takes a chain of
@@ -94,30 +90,14 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
         seed: int | None = None,
         name: str | None = None,
     ):
-        super().__init__(name=name)
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                "`model` must be a `keras.Model`. "
-                f"Received: model={model!r} of type {type(model).__name__}."
-            )
-        self.strategy = distribute.current_strategy()
-        self.model = model
+        super().__init__(model, seed=seed, name=name)
         self.regularizer = regularizer
         self.filter = filter
         self.example_weights = example_weights
-        self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.starting_weights = WeightCopies("starting_weights")
-        self.outer_level = OuterLevel()
         if model.built:
             self.built = True
             self.find_hyperparameters()
-
-    def call(self, inputs, training=None):
-        return self.model(inputs, training=training)
-
-    def build(self, input_shape=None):
-        if not self.model.built:
-            self.model.build(input_shape)
 
     def compile(
         self,
@@ -167,13 +147,7 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
                 model has no hyperparameters, or if the learning rate is too
                 large for the bound of the strengths.
         """
-        if not isinstance(optimizer, SGLD):
-            raise TypeError(
-                "`optimizer` must be a `keras_hposgld.SGLD`. "
-                f"Received: optimizer={optimizer!r}. Its step is what the "
-                "hypergradient is derived from; `SGLD(learning_rate)` alone "
-                "is plain gradient descent."
-            )
+        self.check_sampler(optimizer)
         check_known("start", start, STARTS)
         self.outer_level.configure(
             hypergradient,
@@ -190,21 +164,6 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
         self.plain_compile_arguments = lambda: plain
         if self.built:
             self._prepare()
-
-    @property
-    def hypergradient(self) -> HypergradientEstimator:
-        """The estimator that the learner was compiled with."""
-        return self.outer_level.estimator
-
-    @property
-    def hyper_optimizer(self) -> keras.optimizers.Optimizer:
-        """The optimizer of the hyperparameters."""
-        return self.outer_level.hyper_optimizer
-
-    @property
-    def outer_iterations(self) -> keras.Variable:
-        """The number of outer iterations so far."""
-        return self.outer_level.iterations
 
     def _prepare(self):
         weights = self.trainable_variables
@@ -321,39 +280,11 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             validation_data=validation_data,
             validation_batch_size=validation_batch_size or batch_size,
             shuffle=False,  # done already
-            callbacks=_with(callbacks, [first, StopOnNonFinite()]),
+            callbacks=self.with_callbacks(
+                callbacks, [first, StopOnNonFinite()]
+            ),
             **keras_arguments,
         )
-
-    def make_train_function(self, force=False):
-        """As in Keras; on several replicas the step spans them."""
-        if not distribute.is_distributed(self.strategy):
-            super().make_train_function(force)
-        elif self.train_function is None or force:
-            self.train_function = distribute.train_function(
-                self, self.train_step
-            )
-
-    def make_test_function(self, force=False):
-        """Likewise: Keras's own cannot reduce logs across machines."""
-        if not distribute.is_distributed(self.strategy):
-            super().make_test_function(force)
-        elif self.test_function is None or force:
-
-            def step(data):
-                self.strategy.run(self.test_step, args=(data,))
-                return self.outer_level.without_training_logs(
-                    self.get_metrics_result()
-                )
-
-            self.test_function = distribute.train_function(self, step)
-
-    def _maybe_symbolic_build(self, *args, **kwargs):
-        # Private to Keras, whose `fit` and `evaluate` call it to build what is
-        # not built; under a strategy it draws data too early, and on several
-        # machines it fails (keras issue 20585). `fit` has built everything.
-        if self.strategy is None:
-            super()._maybe_symbolic_build(*args, **kwargs)
 
     def _weigh(self, sample_weight):
         if self.example_weights is None:
@@ -385,36 +316,6 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
         )
         return self.get_metrics_result()
 
-    def test_step(self, data):
-        """As in Keras, with the outer loss beside the (regularized) loss."""
-        return self.outer_level.without_training_logs(super().test_step(data))
-
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """As in Keras; out of training the outer loss is tracked, too."""
-        if not training:
-            self.outer_level.track_evaluation(
-                distribute.local_loss(
-                    self.outer_level.loss(self)(y, y_pred, sample_weight)
-                ),
-                tf.shape(tf.nest.flatten(x)[0])[0],
-            )
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
-
-    def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
-        """As in Keras; with `return_dict=True` also the `"outer_loss"`.
-
-        `"loss"` includes the regularization, as it does in Keras. The outer
-        loss does not, and is the one to compare runs by.
-        """
-        logs = super().evaluate(x, y, return_dict=True, **arguments)
-        if return_dict:
-            return logs
-        del logs["outer_loss"]
-        # Private to Keras, and used so that the list is in no other order.
-        return self._flatten_metrics_in_order(logs)
-
     def summary(self, *args, print_fn=None, **keras_arguments):
         """Prints Keras's summary of the model, and the hyperparameters.
 
@@ -428,13 +329,18 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             "counts those of its layers as non-trainable)"
         )
 
-    def train_on_batch(self, *args, **kwargs):
-        """Refused: an outer iteration takes two levels of batches."""
-        raise RuntimeError(
-            "`train_on_batch` cannot be called: one outer iteration takes a "
-            "chain of inner batches and as many outer ones. Use "
-            "`fit(..., outer_data=..., steps_per_epoch=1)`."
-        )
+    def own_compile_arguments(self) -> dict:
+        return super().own_compile_arguments() | {
+            "start": self.start,
+            "warmup_steps": self.outer_level.warmup_steps,
+        }
+
+    def get_config(self) -> dict:
+        serialize = keras.saving.serialize_keras_object
+        return super().get_config() | {
+            "regularizer": serialize(self.regularizer),
+            "example_weights": serialize(self.example_weights),
+        }
 
     def export(self) -> keras.Model:
         """A plain Keras model, which loads without `keras_hposgld`.
@@ -473,12 +379,3 @@ class BilevelModel(LearnedHyperparameters, SavedLearner):
             `keras.callbacks.History` of the plain training.
         """
         return export.refit(self, optimizer, x, y, **fit_arguments)
-
-
-def _with(callbacks, own: list):
-    """The callbacks that a user passed to `fit`, then those of our own."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks.extend(own)
-        callbacks.set_model(callbacks.model)
-        return callbacks
-    return [*keras.tree.flatten(callbacks or []), *own]

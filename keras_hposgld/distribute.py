@@ -57,7 +57,7 @@ def is_distributed(strategy: Strategy | None) -> bool:
 def check(
     strategy: Strategy | None,
     variables: list,
-    estimator: estimators.HypergradientEstimator,
+    estimator: estimators.HypergradientEstimator | None,
     jit_compile: Any = "auto",
     steps_per_execution: int = 1,
 ) -> None:
@@ -66,7 +66,8 @@ def check(
     Args:
         strategy: The strategy that was current when the learner was made.
         variables: List of `keras.Variable`s: of the model and the optimizers.
-        estimator: `HypergradientEstimator`.
+        estimator: `HypergradientEstimator`; `None` where its chains do not
+            span the replicas.
         jit_compile: The argument of `compile`.
         steps_per_execution: Likewise.
 
@@ -89,7 +90,7 @@ def check(
     if not is_distributed(strategy):
         return
     several = strategy.num_replicas_in_sync > 1
-    if several and not estimator.serves_replicas:
+    if several and estimator is not None and not estimator.serves_replicas:
         raise ValueError(
             f"`{type(estimator).__name__}` cannot run on several replicas: "
             "it has a loop of its own, inside of which replicas cannot "
@@ -197,6 +198,30 @@ def run_chain(
     )
     layer_state = [mean(value) for value in layer_state]
     return estimate._replace(carry=(layer_state, metrics_state))
+
+
+def sum_over_replicas(
+    strategy: Strategy | None, function: Callable, batch: Any
+) -> Any:
+    """Applies a function to each replica's part of a batch; sums the results.
+
+    Args:
+        strategy: `tf.distribute.Strategy` or `None`.
+        function: Function from a batch to a structure of tensors. It may
+            update metrics.
+        batch: Structure of tensors, of each replica its own.
+    """
+    if not is_distributed(strategy):
+        return function(batch)
+    return tf.nest.map_structure(
+        lambda x: strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None),
+        strategy.run(function, args=(batch,)),
+    )
+
+
+def replica_number() -> tf.Tensor | int:
+    """Which of the replicas the caller is on, counted from 0."""
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
 
 
 def averages_in_loops(strategy: Strategy) -> bool:

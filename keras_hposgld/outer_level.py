@@ -92,20 +92,27 @@ class OuterLevel(keras.layers.Layer):
                 "is built. Make a new one."
             )
 
-    def prepare(self, weights: list, owners: list, sampler: SGLD) -> None:
+    def prepare(
+        self,
+        weights: list,
+        owners: list,
+        sampler: SGLD,
+        initial_weights: tuple | list = (),
+    ) -> None:
         """Checks the hyperparameters and builds what depends on them.
 
         Args:
             weights: The trainable variables of the model.
             owners: The objects that own its hyperparameters.
             sampler: `SGLD`, built or not.
+            initial_weights: Variables that are hyperparameters as well.
 
         Raises:
             ValueError: If there are no hyperparameters, if a learned loss has
                 no outer loss beside it, or if the learning rate is too large
                 for the bound of the strengths.
         """
-        if not owners:
+        if not owners and not initial_weights:
             raise ValueError(
                 "The model has no hyperparameters to learn. Received: a model "
                 "without learnable regularizers on trainable weights, layers "
@@ -127,7 +134,9 @@ class OuterLevel(keras.layers.Layer):
         if not sampler.built:
             sampler.build(weights)
         if not self.hyper_optimizer.built:
-            self.hyper_optimizer.build(variables_of(owners))
+            self.hyper_optimizer.build(
+                [*initial_weights, *variables_of(owners)]
+            )
         if self.estimator.remembers:
             self.memory.build_for(weights)
 
@@ -183,27 +192,24 @@ class OuterLevel(keras.layers.Layer):
         )
         layer_state, metrics_state = estimate.carry
 
-        def learn():
-            distribute.apply_gradients(
-                strategy,
-                self.hyper_optimizer,
-                estimate.hypergradient,
-                problem.hyperparameters,
-            )
-
-        def update():
+        def move():
             if moves:
                 _assign(problem.weights, estimate.params)
                 _assign(problem.layer_variables, layer_state)
             _assign(self._memory, estimate.memory)
-            if self.warmup_steps:
-                is_warm = sampler.iterations.value >= self.warmup_steps
-                tf.cond(is_warm, learn, lambda: None)
-            else:
-                learn()
 
-        skipped = self.guard.run_if_finite(
-            update, _causes_before_effects(problem, estimate)
+        is_warm = sampler.iterations.value >= self.warmup_steps
+        skipped = self.learn(
+            problem.hyperparameters,
+            estimate.hypergradient,
+            causes=[
+                ("the inner objective", estimate.inner_loss),
+                *_named("the weight", problem.weights, estimate.params),
+                ("the outer objective", estimate.outer_loss),
+            ],
+            also=move,
+            only_if=is_warm if self.warmup_steps else None,
+            strategy=strategy,
         )
         distribute.assign_shares(
             strategy, problem.metrics_variables, metrics_state
@@ -211,22 +217,63 @@ class OuterLevel(keras.layers.Layer):
         # A graph would count also a chain for which the data have run out.
         with tf.control_dependencies([skipped]):
             sampler.iterations.assign_add(self.estimator.num_steps)
-            self.iterations.assign_add(1)
-        self._loss_tracker.update_state(estimate.outer_loss)
-        self._norm_tracker.update_state(
-            tf.linalg.global_norm(estimate.hypergradient)
-        )
-        self._skip_tracker.update_state(skipped)
+        self.track_loss(estimate.outer_loss)
         for observe in self.observers:
             observe(estimate)
+        return skipped
+
+    def learn(
+        self,
+        hyperparameters: list,
+        hypergradient: list,
+        *,
+        causes: list,
+        also: Callable = lambda: None,
+        only_if: Any = None,
+        strategy: Any = None,
+    ) -> tf.Tensor:
+        """One guarded step with the hyperparameters; counts the iteration.
+
+        Args:
+            hyperparameters: List of variables.
+            hypergradient: List of tensors shaped like them.
+            causes: Pairs of a name and a tensor that the hypergradient rests
+                on; if one of them is not finite, nothing is assigned.
+            also: Function without arguments: what else to assign.
+            only_if: Boolean tensor: whether the hyperparameters move. `None`
+                (default): they do.
+            strategy: `tf.distribute.Strategy`, or `None`.
+
+        Returns:
+            1 if the update was skipped, else 0.
+        """
+
+        def step():
+            distribute.apply_gradients(
+                strategy, self.hyper_optimizer, hypergradient, hyperparameters
+            )
+
+        def update():
+            also()
+            if only_if is None:
+                step()
+            else:
+                tf.cond(only_if, step, lambda: None)
+
+        effects = _named("the hypergradient of", hyperparameters, hypergradient)
+        skipped = self.guard.run_if_finite(update, [*causes, *effects])
+        with tf.control_dependencies([skipped]):
+            self.iterations.assign_add(1)
+        self._norm_tracker.update_state(tf.linalg.global_norm(hypergradient))
+        self._skip_tracker.update_state(skipped)
         return skipped
 
     @property
     def _memory(self):
         return self.memory.values if self.estimator.remembers else []
 
-    def track_evaluation(self, loss, num_examples) -> None:
-        """Counts the outer loss of a batch that is only evaluated."""
+    def track_loss(self, loss, num_examples=None) -> None:
+        """Counts an outer loss, of as many examples."""
         self._loss_tracker.update_state(loss, sample_weight=num_examples)
 
     def without_training_logs(self, logs: dict) -> dict:
@@ -252,19 +299,6 @@ def check_known(name: str, value: Any, known: tuple) -> None:
 def _assign(variables, values):
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _causes_before_effects(problem, estimate):
-    return [
-        ("the inner objective", estimate.inner_loss),
-        *_named("the weight", problem.weights, estimate.params),
-        ("the outer objective", estimate.outer_loss),
-        *_named(
-            "the hypergradient of",
-            problem.hyperparameters,
-            estimate.hypergradient,
-        ),
-    ]
 
 
 def _named(what, variables, values):

@@ -1,4 +1,4 @@
-"""How a `BilevelModel` is saved and loaded, for training to go on exactly.
+"""How a learner is saved and loaded, for training to go on exactly.
 
 Keras saves the wrapped model, the learned strengths, both optimizers and the
 counters by itself, as they hang on attributes. What is added here: the
@@ -8,7 +8,9 @@ arguments of `compile`, and the state of random generators.
 import keras
 import tensorflow as tf
 
+from keras_hposgld.hyperparameters.hyperparameter import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.weight_copies import WeightCopies
 
 
 def random_states(model: keras.Model) -> list[keras.Variable]:
@@ -22,7 +24,7 @@ def _numbered(name, variables):
 
 
 class SavedLearner(keras.Model):
-    """The part of `BilevelModel` that Keras's saving calls."""
+    """The part of a learner that Keras's saving calls."""
 
     def track_for_checkpoints(self) -> None:
         """Hangs on an attribute what `tf.train.Checkpoint` would miss.
@@ -34,8 +36,11 @@ class SavedLearner(keras.Model):
             ("weights", self.weights),
             ("random_states", random_states(self.model)),
             ("losses", self._loss_variables),
-            ("memory", self.outer_level.memory.weights),
-            ("starting_weights", self.starting_weights.weights),
+            *(
+                (layer.name, layer.weights)
+                for layer in all_layers(self)
+                if isinstance(layer, WeightCopies)
+            ),
         ):
             setattr(state, name, [variable.value for variable in variables])
         self._checkpointed_state = state
@@ -73,39 +78,26 @@ class SavedLearner(keras.Model):
     def get_config(self) -> dict:
         return {
             "model": keras.saving.serialize_keras_object(self.model),
-            "regularizer": keras.saving.serialize_keras_object(
-                self.regularizer
-            ),
-            "example_weights": keras.saving.serialize_keras_object(
-                self.example_weights
-            ),
             "seed": self.seed,
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> "SavedLearner":
-        config = dict(config)
-        for key in ("model", "regularizer", "example_weights"):
-            config[key] = keras.saving.deserialize_keras_object(
-                config[key], custom_objects=custom_objects
-            )
-        return cls(**config)
+        return cls(
+            **{
+                key: keras.saving.deserialize_keras_object(
+                    value, custom_objects=custom_objects
+                )
+                for key, value in config.items()
+            }
+        )
 
     def get_compile_config(self) -> dict:
         if not self.compiled:
             return super().get_compile_config()
-        own = {
-            "hypergradient": self.hypergradient,
-            "hyper_optimizer": self.hyper_optimizer,
-            "outer_loss": self.outer_level.outer_loss,
-            "start": self.start,
-            "layer_state": self.outer_level.layer_state,
-            "warmup_steps": self.outer_level.warmup_steps,
-            "max_skipped_updates": self.outer_level.guard.max_skipped_updates,
-        }
         return super().get_compile_config() | (
-            keras.saving.serialize_keras_object(own)
+            keras.saving.serialize_keras_object(self.own_compile_arguments())
         )
 
     def compile_from_config(self, config: dict) -> None:

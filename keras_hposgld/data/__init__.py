@@ -1,1 +1,5 @@
-"""Data for two levels: batches of one chain, whatever they come from."""
+"""Data for the two levels, and few-shot tasks."""
+
+from keras_hposgld.data.episodes import episodes
+
+__all__ = ["episodes"]

@@ -10,6 +10,7 @@ from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import serialize
+from keras_hposgld.estimators.first_order import FirstOrder
 from keras_hposgld.estimators.fmd import FMD
 from keras_hposgld.estimators.hpo_sgld import HPOSGLD
 from keras_hposgld.estimators.ift import IFTCG
@@ -23,6 +24,7 @@ __all__ = [
     "Chain",
     "Estimate",
     "FMD",
+    "FirstOrder",
     "HPOSGLD",
     "HypergradientEstimator",
     "IFTCG",

@@ -41,6 +41,21 @@ def descend(chain: Chain, state, index, inner_batch) -> DescentState:
     )
 
 
+def run(chain: Chain, params: list, num_steps, inner_batches=None):
+    """The state after `num_steps` steps, an integer or integer tensor."""
+    _, state = tf.while_loop(
+        lambda index, state: index < num_steps,
+        lambda index, state: (
+            index + 1,
+            descend(chain, state, index, batch_at(inner_batches, index)),
+        ),
+        (tf.constant(0), start(chain, params)),
+        parallel_iterations=1,
+        maximum_iterations=num_steps,
+    )
+    return state
+
+
 def linearize_inner(chain: Chain, params, carry, inner_batch, sources):
     """The gradient that a step follows, ready to be differentiated."""
     return linearize_gradient(

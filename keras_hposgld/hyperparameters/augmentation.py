@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from keras_hposgld.hyperparameters.hyperparameter import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
@@ -40,7 +39,8 @@ class LearnableAffine(Hyperparameter, keras.layers.Layer):
 
     Call arguments:
         images: Tensor `(batch, height, width, channels)`. What comes into a
-            picture from outside is zero.
+            picture from outside is zero; in between, pixels are interpolated
+            linearly, so the result is continuous in the amounts.
         training: Boolean.
 
     Raises:
@@ -115,22 +115,19 @@ class LearnableAffine(Hyperparameter, keras.layers.Layer):
                 "`LearnableAffine` takes images (batch, height, width, "
                 f"channels). Received: inputs of shape {tuple(input_shape)}."
             )
+        if None in tuple(input_shape)[1:]:
+            raise ValueError(
+                "`LearnableAffine` takes images of a fixed size. Received: "
+                f"inputs of shape {tuple(input_shape)}. Resize them before."
+            )
 
     def call(self, images, training=False):
         if not training and not self.transforms_in_inference:
             return images
         amounts = self._draw(tf.shape(images)[0])
-        height, width = images.shape[1:3]
-        pixels = _source_pixels(amounts, height, width)
-        moved = tfp.math.batch_interp_regular_nd_grid(
-            pixels,
-            x_ref_min=[0.0, 0.0],
-            x_ref_max=[height - 1.0, width - 1.0],
-            y_ref=tf.cast(images, pixels.dtype),
-            axis=-3,
-            fill_value=0.0,
-        )
-        return tf.cast(tf.reshape(moved, tf.shape(images)), images.dtype)
+        rows, columns = _source_pixels(amounts, *images.shape[1:3])
+        moved = _interpolate(tf.cast(images, rows.dtype), rows, columns)
+        return tf.cast(moved, images.dtype)
 
     def _draw(self, batch_size):
         """A random amount of each transformation for each image."""
@@ -138,7 +135,9 @@ class LearnableAffine(Hyperparameter, keras.layers.Layer):
         for what in TRANSFORMATIONS:
             number = 2 if what == "translation" else 1
             if what not in self.ranges:
-                amounts[what] = tf.zeros([batch_size, number])
+                amounts[what] = tf.zeros(
+                    [batch_size, number], keras.config.floatx()
+                )
                 continue
             uniform = keras.random.uniform(
                 (batch_size, number), -1.0, 1.0, seed=self.seed_generator
@@ -172,26 +171,59 @@ def _source_pixels(amounts, height, width):
     """Where each pixel of the transformed images comes from.
 
     Returns:
-        Tensor `(batch, height * width, 2)`: rows and columns.
+        Two tensors `(batch, height * width)`: rows and columns.
     """
-    angle = amounts["rotation"][:, 0] * (np.pi / 180.0)
-    factor = tf.exp(-amounts["scale"][:, 0])
-    shear = amounts["shear"][:, 0]
+    dtype = amounts["rotation"].dtype
+    angle = amounts["rotation"] * (np.pi / 180.0)
+    factor = tf.exp(-amounts["scale"])
+    shear = amounts["shear"]
     cos, sin = factor * tf.cos(angle), factor * tf.sin(angle)
-    # The rotation times [[1, shear], [0, 1]]; rows and columns of a picture
-    # are the coordinates.
-    matrix = tf.stack(
-        [
-            tf.stack([cos, cos * shear - sin], -1),
-            tf.stack([sin, sin * shear + cos], -1),
-        ],
-        axis=-2,
+    center = np.array([height - 1, width - 1]) / 2
+    row, column = np.mgrid[:height, :width].reshape(2, -1) - center[:, None]
+    shift = amounts["translation"] * tf.constant([height, width], dtype)
+    row, column = tf.constant(row, dtype), tf.constant(column, dtype)
+    # The matrix is a rotation times [[1, shear], [0, 1]], in the coordinates
+    # (row, column).
+    return (
+        cos * row + (cos * shear - sin) * column + center[0] + shift[:, :1],
+        sin * row + (sin * shear + cos) * column + center[1] + shift[:, 1:],
     )
-    center = np.array([height - 1, width - 1], "float32") / 2
-    grid = np.stack(np.mgrid[:height, :width], -1).reshape(-1, 2) - center
-    shift = amounts["translation"] * np.array([height, width], "float32")
-    rotated = tf.einsum("bij,nj->bni", matrix, grid.astype("float32"))
-    return rotated + (center + shift)[:, None]
+
+
+def _interpolate(images, rows, columns):
+    """Images at points between their pixels, bilinearly; zero outside.
+
+    In a cell between four pixels the image is a polynomial,
+    `p + r * p_r + c * p_c + r * c * p_rc` with `r` and `c` from 0 to 1. Its
+    four coefficients lie side by side, so that one gather fetches them and the
+    derivative by the points is elementwise: no scatter.
+
+    Args:
+        images: Tensor `(batch, height, width, channels)`.
+        rows: Tensor `(batch, height * width)`.
+        columns: Likewise.
+    """
+    _, height, width, channels = images.shape
+    # A frame of zeros, over which the images fade out: cells -1 to height - 1.
+    framed = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    here, below = framed[:, :-1, :-1], framed[:, 1:, :-1]
+    right, across = framed[:, :-1, 1:], framed[:, 1:, 1:]
+    coefficients = tf.concat(
+        [here, below - here, right - here, here - below - right + across], -1
+    )
+    coefficients = tf.reshape(
+        coefficients, [-1, (height + 1) * (width + 1), 4 * channels]
+    )
+    rows = tf.clip_by_value(rows + 1.0, 0.0, height + 1.0)
+    columns = tf.clip_by_value(columns + 1.0, 0.0, width + 1.0)
+    row = tf.minimum(tf.cast(rows, "int32"), height)
+    column = tf.minimum(tf.cast(columns, "int32"), width)
+    cell = tf.gather(coefficients, row * (width + 1) + column, batch_dims=1)
+    p, p_r, p_c, p_rc = tf.split(cell, 4, axis=-1)
+    r = (rows - tf.cast(row, rows.dtype))[..., None]
+    c = (columns - tf.cast(column, rows.dtype))[..., None]
+    moved = p + r * p_r + c * (p_c + r * p_rc)
+    return tf.reshape(moved, tf.shape(images))
 
 
 def average_predictions(

@@ -1,0 +1,164 @@
+"""What `BilevelModel` and `MetaModel` have in common.
+
+Both wrap a Keras model and are Keras models themselves, whose `train_step` is
+one outer iteration, on one device or on several.
+"""
+
+import random
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld import distribute
+from keras_hposgld.estimators import HypergradientEstimator
+from keras_hposgld.outer_level import OuterLevel
+from keras_hposgld.saved_learner import SavedLearner
+from keras_hposgld.sgld import SGLD
+
+
+class Learner(SavedLearner):
+    """A Keras model with an outer level, around a model of the user's.
+
+    Args:
+        model: `keras.Model`.
+        seed: Integer, `None` for one from Python's generator.
+        name: String.
+
+    Raises:
+        TypeError: If `model` is no `keras.Model`.
+    """
+
+    def __init__(self, model, seed=None, name=None):
+        super().__init__(name=name)
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                "`model` must be a `keras.Model`. "
+                f"Received: model={model!r} of type {type(model).__name__}."
+            )
+        self.strategy = distribute.current_strategy()
+        self.model = model
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self.outer_level = OuterLevel()
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def build(self, input_shape=None):
+        if not self.model.built:
+            self.model.build(input_shape)
+
+    @property
+    def hypergradient(self) -> HypergradientEstimator:
+        """The estimator that the learner was compiled with."""
+        return self.outer_level.estimator
+
+    @property
+    def hyper_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer of the hyperparameters."""
+        return self.outer_level.hyper_optimizer
+
+    @property
+    def outer_iterations(self) -> keras.Variable:
+        """The number of outer iterations so far."""
+        return self.outer_level.iterations
+
+    def check_sampler(self, optimizer) -> None:
+        """Refuses an optimizer that is no sampler.
+
+        Raises:
+            TypeError: If it is no `SGLD`.
+        """
+        if not isinstance(optimizer, SGLD):
+            raise TypeError(
+                "`optimizer` must be a `keras_hposgld.SGLD`. "
+                f"Received: optimizer={optimizer!r}. Its step is what the "
+                "hypergradient is derived from; `SGLD(learning_rate)` alone "
+                "is plain gradient descent."
+            )
+
+    def own_compile_arguments(self) -> dict:
+        """The arguments of `compile` that Keras does not know."""
+        outer_level = self.outer_level
+        return {
+            "hypergradient": self.hypergradient,
+            "hyper_optimizer": self.hyper_optimizer,
+            "outer_loss": outer_level.outer_loss,
+            "layer_state": outer_level.layer_state,
+            "max_skipped_updates": outer_level.guard.max_skipped_updates,
+        }
+
+    def make_train_function(self, force=False):
+        """As in Keras; on several replicas the step spans them."""
+        if not distribute.is_distributed(self.strategy):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = distribute.train_function(
+                self, self.train_step
+            )
+
+    def make_test_function(self, force=False):
+        """Likewise: Keras's own cannot reduce logs across machines."""
+        if not distribute.is_distributed(self.strategy):
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+
+            def step(data):
+                self.strategy.run(self.test_step, args=(data,))
+                return self.outer_level.without_training_logs(
+                    self.get_metrics_result()
+                )
+
+            self.test_function = distribute.train_function(self, step)
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # Private to Keras, whose `fit` and `evaluate` call it to build what is
+        # not built; under a strategy it draws data too early, and on several
+        # machines it fails (keras issue 20585). `fit` has built everything.
+        if self.strategy is None:
+            super()._maybe_symbolic_build(*args, **kwargs)
+
+    def test_step(self, data):
+        """As in Keras, without the logs that only training has."""
+        return self.outer_level.without_training_logs(super().test_step(data))
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """As in Keras; out of training the outer loss is tracked, too."""
+        if not training:
+            self.outer_level.track_loss(
+                distribute.local_loss(
+                    self.outer_level.loss(self)(y, y_pred, sample_weight)
+                ),
+                tf.shape(tf.nest.flatten(x)[0])[0],
+            )
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
+        """As in Keras; with `return_dict=True` also the `"outer_loss"`.
+
+        `"loss"` includes the regularization, as it does in Keras. The outer
+        loss does not, and is the one to compare runs by.
+        """
+        logs = super().evaluate(x, y, return_dict=True, **arguments)
+        if return_dict:
+            return logs
+        del logs["outer_loss"]
+        # Private to Keras, and used so that the list is in no other order.
+        return self._flatten_metrics_in_order(logs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Refused: an outer iteration takes two levels of batches."""
+        raise RuntimeError(
+            "`train_on_batch` cannot be called: one outer iteration takes a "
+            "chain of inner batches and as many outer ones. Use "
+            "`fit(..., steps_per_epoch=1)`."
+        )
+
+    def with_callbacks(self, callbacks, own: list):
+        """The callbacks that a user passed to `fit`, then those of our own."""
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.callbacks.extend(own)
+            callbacks.set_model(callbacks.model)
+            return callbacks
+        return [*keras.tree.flatten(callbacks or []), *own]

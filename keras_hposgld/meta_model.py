@@ -1,0 +1,519 @@
+"""Meta-learning: initial weights from which a few steps suffice.
+
+The hyperparameters are the initial weights of a model (and what its layers and
+its loss own besides). `train_step` is one outer iteration: a chain in each task
+of a meta-batch, and one step with the mean of their hypergradients.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld import adapter
+from keras_hposgld import distribute
+from keras_hposgld import estimators
+from keras_hposgld import export
+from keras_hposgld.data.batches import check_element
+from keras_hposgld.estimators import descent
+from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.hyperparameters.hyperparameter import variables_of
+from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
+from keras_hposgld.learner import Learner
+from keras_hposgld.meta_problem import MetaProblem
+from keras_hposgld.safeguards import StopOnNonFinite
+from keras_hposgld.sgld import fold_in
+from keras_hposgld.sgld import SGLD
+
+# How many tasks of a meta-batch may be computed at a time: each in flight
+# holds its own weights and activations.
+PARALLEL_TASKS = 8
+
+
+@keras.saving.register_keras_serializable(package="keras_hposgld")
+class MetaModel(LearnedHyperparameters, Learner):
+    """Wraps a Keras model so that `fit` learns its initial weights.
+
+    Its own weights are the initial ones; `adapt` gives a model for a task. A
+    meta-batch is a tuple `((x_support, y_support), (x_query, y_query))` whose
+    tensors have a leading axis for the tasks: `hs.data.episodes` makes such.
+    In each task a chain of `hypergradient.num_steps` steps starts at the
+    initial weights and runs on all of the support examples.
+
+    What layers hold besides weights (moving statistics, counters of dropout)
+    goes through each chain on its own, and the model keeps the mean over the
+    tasks. Normalization over the batch has little to rest on in a task of few
+    examples: prefer a normalization of each example.
+
+    Args:
+        model: `keras.Model`.
+        seed: Integer. `None`, the default, draws one from Python's generator,
+            which `keras.utils.set_random_seed` fixes.
+        name: String.
+
+    Raises:
+        TypeError: If `model` is no `keras.Model`.
+
+    Reference:
+        Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning for Fast
+        Adaptation of Deep Networks", ICML 2017; Kim and Hospedales, AAAI
+        2025, for the hypergradient.
+
+    Example:
+
+    ```python
+    import keras
+    import keras_hposgld as hs
+    import numpy as np
+
+    images = np.random.normal(size=(60, 8, 8, 1))
+    tasks = hs.data.episodes(
+        images, np.arange(60) % 6, ways=3, num_batches=10
+    )
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    meta = hs.MetaModel(model)
+    meta.compile(
+        optimizer=hs.SGLD(0.1),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    meta.fit(tasks, epochs=2, verbose=0)
+    (x_support, y_support), (x_query, y_query) = next(iter(tasks))
+    adapted = meta.adapt(x_support[0], y_support[0])
+    print(adapted.predict(x_query[0], verbose=0).shape)
+    ```
+    """
+
+    regularizer = filter = None  # learned ones come with the layers
+
+    def __init__(self, model: keras.Model, seed: int | None = None, name=None):
+        super().__init__(model, seed=seed, name=name)
+        self._adapt_function = None
+        if model.built:
+            self.built = True
+
+    def compile(
+        self,
+        optimizer: SGLD,
+        loss: Any = None,
+        metrics: Any = None,
+        hypergradient: Any = None,
+        hyper_optimizer: Any = None,
+        outer_loss: Any = None,
+        proximal: float = 0.0,
+        adaptation_steps: int | None = None,
+        layer_state: str = "carried",
+        max_skipped_updates: int = 10,
+        **keras_arguments: Any,
+    ) -> None:
+        """Configures both levels.
+
+        Args:
+            optimizer: `SGLD`, the sampler of the chain in each task. Its steps
+                are counted from the start of a task.
+            loss: The inner loss, as in Keras.
+            metrics: As in Keras, of the adapted model on the query examples.
+            hypergradient: An estimator or its alias. Defaults to
+                `HPOSGLD(burn_in=0, num_samples=5, curvature="telescoped")`.
+                (`"first_order"` is first-order MAML, `"rmd"` is MAML,
+                `"ift_cg"` with `proximal` is iMAML.)
+            hyper_optimizer: Keras optimizer of the initial weights. Defaults
+                to `keras.optimizers.Adam(0.001)`.
+            outer_loss: Keras loss on the query examples. `None` (default):
+                `loss` without the regularization.
+            proximal: Float `>= 0`: the inner objective has
+                `proximal / 2 * sum((weights - initial weights) ** 2)` added.
+                Defaults to `0.0`.
+            adaptation_steps: Integer: the steps that `adapt`, `evaluate` and
+                `predict` take in a task. `None` (default): as many as a chain.
+            layer_state: As in `BilevelModel.compile`.
+            max_skipped_updates: As in `BilevelModel.compile`.
+            **keras_arguments: `loss_weights`, `weighted_metrics`,
+                `run_eagerly`, `jit_compile`, as in Keras.
+
+        Raises:
+            TypeError: If `optimizer` is no `SGLD`.
+            ValueError: If an argument is unknown or out of range.
+        """
+        self.check_sampler(optimizer)
+        if not 0 <= proximal < float("inf"):
+            raise ValueError(
+                "`proximal` must be a finite number, 0 or above. "
+                f"Received: proximal={proximal}."
+            )
+        if hypergradient is None:
+            hypergradient = estimators.HPOSGLD(0, 5, curvature="telescoped")
+        self.outer_level.configure(
+            hypergradient,
+            hyper_optimizer or keras.optimizers.Adam(1e-3),
+            outer_loss=outer_loss,
+            layer_state=layer_state,
+            max_skipped_updates=max_skipped_updates,
+        )
+        self.proximal = float(proximal)
+        self.adaptation_steps = estimators.check_count(
+            "adaptation_steps",
+            self.hypergradient.num_steps
+            if adaptation_steps is None
+            else adaptation_steps,
+            0,
+        )
+        self._adapt_function = None
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            metrics=metrics,
+            auto_scale_loss=False,
+            **keras_arguments,
+        )
+        if self.built:
+            self._prepare()
+
+    def _prepare(self):
+        weights = self.trainable_variables
+        owners = self.find_hyperparameters()
+        # Replicas meet once an iteration, so that any estimator will do.
+        distribute.check(
+            self.strategy,
+            [*self.model.variables, *self.hyperparameters],
+            None,
+            self.jit_compile,
+            self.steps_per_execution,
+        )
+        self.outer_level.prepare(weights, owners, self.optimizer, weights)
+        self.track_for_checkpoints()
+
+    @property
+    def owned_hyperparameters(self) -> list[keras.Variable]:
+        """Those that layers and losses own."""
+        return variables_of(find_hyperparameters(self))
+
+    @property
+    def hyperparameters(self) -> list[keras.Variable]:
+        """The initial weights, then what layers and losses own."""
+        return [*self.trainable_variables, *self.owned_hyperparameters]
+
+    def fit(self, tasks, *args, callbacks=None, **keras_arguments):
+        """Learns the initial weights.
+
+        Args:
+            tasks: `tf.data.Dataset` of meta-batches; each is one outer
+                iteration.
+            callbacks: As in Keras.
+            **keras_arguments: As in Keras; `validation_data` are tasks, too.
+
+        Returns:
+            `keras.callbacks.History` with `"loss"` (inner), `"outer_loss"`,
+            `"hypergradient_norm"`, `"skipped_updates"` and the metrics.
+
+        Raises:
+            ValueError: If the elements of `tasks` are no meta-batches.
+        """
+        self._build_on("tasks", tasks)
+        return super().fit(
+            tasks,
+            *args,
+            callbacks=self.with_callbacks(callbacks, [StopOnNonFinite()]),
+            **keras_arguments,
+        )
+
+    def evaluate(self, tasks, *args, **keras_arguments):
+        """Adapts to each task and judges the queries, as Keras's `evaluate`."""
+        self._build_on("tasks", tasks)
+        return super().evaluate(tasks, *args, **keras_arguments)
+
+    def predict(self, tasks, *args, **keras_arguments):
+        """Predicts the queries of each task by the model adapted to it.
+
+        Args:
+            tasks: As in `fit`; the targets of the queries may be left out:
+                `((x_support, y_support), x_query)`.
+
+        Returns:
+            Array `(number of tasks, queries, ...)`.
+        """
+        return super().predict(tasks, *args, **keras_arguments)
+
+    def _build_on(self, name, tasks):
+        if not isinstance(tasks, tf.data.Dataset):
+            raise ValueError(
+                f"`{name}` must be a `tf.data.Dataset` of meta-batches. "
+                f"Received: {type(tasks).__name__}. Use "
+                "`keras_hposgld.data.episodes`, or "
+                "`tf.data.Dataset.from_tensor_slices(((x_support, y_support), "
+                "(x_query, y_query))).batch(meta_batch_size)`."
+            )
+        spec = tasks.element_spec
+        if not isinstance(spec, tuple) or len(spec) != 2:
+            raise ValueError(
+                f"The elements of `{name}` must be "
+                "((x_support, y_support), (x_query, y_query)). Received: "
+                f"{spec}."
+            )
+        for part in spec:
+            check_element(name, part)
+        if not self.compiled:
+            raise RuntimeError("`compile(...)` must be called before.")
+        if self.train_function is None and self.test_function is None:
+            support = next(iter(tasks))[0]
+            with self.distribute_strategy.scope():
+                first = tf.nest.map_structure(lambda x: x[0], support)
+                adapter.build_on(self, first)
+                self._prepare()
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        """Does nothing: everything has been built on a task."""
+
+    def _chain(self, problem, number):
+        """The chain in task `number` of the meta-batch."""
+        iteration = fold_in(self.optimizer.chain_seed, self.outer_iterations)
+        return estimators.Chain(
+            problem,
+            adapter.tensors(self.hyperparameters),
+            self.optimizer,
+            first_step=0,
+            seed=fold_in(iteration, number),
+            names=tuple(v.path for v in self.hyperparameters),
+        )
+
+    def train_step(self, tasks):
+        """One outer iteration, on a meta-batch."""
+        number, sums = distribute.sum_over_replicas(
+            self.strategy, self._estimate_tasks, tasks
+        )
+        inner_loss, outer_loss, hypergradient, layer_state = (
+            tf.nest.map_structure(
+                # Counters are integers, and the same in all tasks.
+                lambda x: (
+                    x // tf.cast(number, x.dtype)
+                    if x.dtype.is_integer
+                    else x / tf.cast(number, x.dtype)
+                ),
+                sums,
+            )
+        )
+
+        def keep_layer_state():
+            variables = adapter.layer_variables(self.model)
+            for variable, value in zip(variables, layer_state, strict=True):
+                variable.assign(tf.cast(value, variable.dtype))
+
+        self.outer_level.learn(
+            self.hyperparameters,
+            hypergradient,
+            causes=[
+                ("the inner objective", inner_loss),
+                ("the outer objective", outer_loss),
+            ],
+            also=keep_layer_state,
+            strategy=self.strategy,
+        )
+        self.outer_level.track_loss(outer_loss)
+        adapter.loss_metric(self).update_state(inner_loss)
+        return self.get_metrics_result()
+
+    def _estimate_tasks(self, tasks):
+        """Sums over the tasks of one replica, and how many there are."""
+        shows_metrics = len(self.metrics) > len(self.outer_level.metrics) + 1
+
+        def estimate_task(number, task):
+            support, query = task
+            problem = MetaProblem(self, support, query, self.proximal)
+            chain = self._chain(problem, number)
+            estimate = estimators.run_chain(self.hypergradient, chain, None)
+            layer_state, _ = estimate.carry
+            sums = (
+                estimate.inner_loss,
+                estimate.outer_loss,
+                estimate.hypergradient,
+                [_summable(value) for value in layer_state],
+            )
+            if not shows_metrics:
+                return sums, ()
+            return sums, problem.predict(
+                chain.hyperparameters,
+                estimate.params,
+                query[0],
+                estimate.carry,
+            )
+
+        zero = tf.zeros([], keras.config.floatx())
+        zeros = (
+            zero,
+            zero,
+            [tf.zeros_like(v.value) for v in self.hyperparameters],
+            [
+                tf.zeros_like(_summable(value))
+                for value in adapter.tensors(
+                    adapter.layer_variables(self.model)
+                )
+            ],
+        )
+        spec = self._prediction_spec(tasks[1][0]) if shows_metrics else ()
+        number, sums, y_pred = _over_tasks(estimate_task, tasks, zeros, spec)
+        if shows_metrics:
+            self._count_metrics(tasks[1], y_pred)
+        return number, sums
+
+    def _count_metrics(self, query, y_pred):
+        x, y, sample_weight = _flat(keras.utils.unpack_x_y_sample_weight(query))
+        self.compute_metrics(x, y, _flat(y_pred), sample_weight)
+
+    def _adapt(self, support, number, num_steps):
+        """The problem of a task, its chain and the state after some steps."""
+        problem = MetaProblem(self, support, proximal=self.proximal)
+        chain = self._chain(problem, number)
+        params = adapter.tensors(self.trainable_variables)
+        return problem, chain, descent.run(chain, params, num_steps)
+
+    def _predict_queries(self, tasks):
+        def predict(number, task):
+            support, x = task
+            problem, chain, state = self._adapt(
+                support, number, self.adaptation_steps
+            )
+            return (), problem.predict(
+                chain.hyperparameters, state.params, x, state.carry
+            )
+
+        spec = self._prediction_spec(tasks[1])
+        return _over_tasks(predict, tasks, (), spec)[-1]
+
+    def _prediction_spec(self, x):
+        """What the model predicts for the queries of one task, as specs."""
+        return self.model.compute_output_spec(
+            keras.tree.map_structure(
+                lambda t: keras.KerasTensor(t.shape[1:], t.dtype.name), x
+            )
+        )
+
+    def test_step(self, tasks):
+        """Losses and metrics of the queries, after adaptation."""
+        support, query = tasks
+        y_pred = _flat(self._predict_queries((support, query[0])))
+        x, y, sample_weight = _flat(keras.utils.unpack_x_y_sample_weight(query))
+        loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+        adapter.loss_metric(self).update_state(
+            distribute.local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
+        )
+        logs = self.compute_metrics(x, y, y_pred, sample_weight)
+        return self.outer_level.without_training_logs(logs)
+
+    def predict_step(self, tasks):
+        """The predictions of the queries of a meta-batch."""
+        support, query = tasks
+        x = query[0] if isinstance(query, tuple) else query
+        return self._predict_queries((support, x))
+
+    def adapt(
+        self, x: Any, y: Any, *, num_steps: int | None = None
+    ) -> keras.Model:
+        """A plain Keras model, adapted to one task.
+
+        Args:
+            x: Inputs of the support examples, without an axis for tasks.
+            y: Their targets.
+            num_steps: Integer, steps of the sampler. `None` (default):
+                `adaptation_steps`.
+
+        Returns:
+            `keras.Model`, as from `export`. The initial weights stay.
+
+        Raises:
+            RuntimeError: If `compile` was not called.
+        """
+        if not self.compiled:
+            raise RuntimeError(
+                "`compile(...)` must be called before `adapt(...)`: it names "
+                "the loss and the sampler of the steps."
+            )
+        support = tf.nest.map_structure(
+            lambda array: tf.convert_to_tensor(array), (x, y)
+        )
+        adapter.build_on(self, support)
+        num_steps = self.adaptation_steps if num_steps is None else num_steps
+        num_steps = estimators.check_count("num_steps", num_steps, 0)
+        if self._adapt_function is None:
+
+            def state_after(support, num_steps):
+                return self._adapt(support, 0, num_steps)[-1]
+
+            self._adapt_function = tf.function(
+                state_after, autograph=False, reduce_retracing=True
+            )
+        state = self._adapt_function(support, tf.constant(num_steps))
+        model = export.export_model(self.model)
+        for weight, value in zip(
+            model.trainable_variables, state.params, strict=True
+        ):
+            weight.assign(value)
+        return model
+
+    def export(self) -> keras.Model:
+        """A plain Keras model with the initial weights."""
+        return export.export_model(self.model)
+
+    def own_compile_arguments(self) -> dict:
+        return super().own_compile_arguments() | {
+            "proximal": self.proximal,
+            "adaptation_steps": self.adaptation_steps,
+        }
+
+
+def _over_tasks(function, tasks, zeros, spec):
+    """Applies a function to each task of a meta-batch, some at a time.
+
+    Args:
+        function: Function of a number and a task, to a structure of numbers
+            to be summed and one to be stacked.
+        tasks: Structure of tensors with a leading axis.
+        zeros: Structure of the sums at first.
+        spec: Structure of `KerasTensor`s like what is stacked.
+
+    Returns:
+        The number of tasks, the sums, and what was stacked.
+    """
+    number = tf.shape(tf.nest.flatten(tasks)[0])[0]
+    first = number * distribute.replica_number()
+    stacks = tf.nest.map_structure(
+        lambda x: tf.TensorArray(x.dtype, number, element_shape=x.shape), spec
+    )
+
+    def body(index, sums, stacks):
+        task = tf.nest.map_structure(lambda x: tf.gather(x, index), tasks)
+        terms, parts = function(first + index, task)
+        return (
+            index + 1,
+            tf.nest.map_structure(lambda a, b: a + b, sums, terms),
+            tf.nest.map_structure(
+                lambda stack, part: stack.write(index, part), stacks, parts
+            ),
+        )
+
+    _, sums, stacks = tf.while_loop(
+        lambda index, *_: index < number,
+        body,
+        (tf.constant(0), zeros, stacks),
+        parallel_iterations=PARALLEL_TASKS,
+        maximum_iterations=number,
+    )
+    return number, sums, tf.nest.map_structure(lambda s: s.stack(), stacks)
+
+
+def _summable(value):
+    # Seeds may be unsigned, where a sum would wrap around.
+    return value if value.dtype.is_floating else tf.cast(value, tf.int64)
+
+
+def _flat(structure):
+    """Merges the axes of tasks and of examples."""
+    return tf.nest.map_structure(
+        lambda x: (
+            None
+            if x is None
+            else tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
+        ),
+        structure,
+    )
