@@ -125,7 +125,10 @@ class AdjointSGLD(HypergradientEstimator):
         (f, value), v, hessian_q = chain.mean(
             [f, inner.value], v, inner.pullback(state.q)[len(hypers) :]
         )
-        q = plus_scaled(plus_scaled(state.q, -alpha, hessian_q), alpha, v)
+        # One sum, not two in a row: TensorFlow's optimizers make a temporary
+        # variable of three summands, which fails in a loop of large tensors.
+        residual = plus_scaled(v, -1.0, hessian_q)
+        q = plus_scaled(state.q, alpha, residual)
         mixed, direct = chain.mean(inner.pullback(q)[: len(hypers)], direct)
         chain.report_unused(mixed, direct)
         sample = plus(plus_scaled(zeros_like(hypers), -1.0, mixed), direct)
