@@ -139,9 +139,8 @@ class LearnableAffine(Hyperparameter, keras.layers.Layer):
                     [batch_size, number], keras.config.floatx()
                 )
                 continue
-            uniform = keras.random.uniform(
-                (batch_size, number), -1.0, 1.0, seed=self.seed_generator
-            )
+            seed = tf.cast(self.seed_generator.next(), "int32")
+            uniform = _uniform((batch_size, number), seed)
             amounts[what] = self._range(what) * uniform
         return amounts
 
@@ -165,6 +164,17 @@ class LearnableAffine(Hyperparameter, keras.layers.Layer):
             "seed": self.seed,
             "name": self.name,
         }
+
+
+def _uniform(shape, seed):
+    """Numbers between -1 and 1, the same ones under any compiler.
+
+    Only raw random integers are the same everywhere.
+    """
+    words = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    return tf.cast(words, keras.config.floatx()) / 2**31
 
 
 def _source_pixels(amounts, height, width):
