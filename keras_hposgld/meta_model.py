@@ -195,46 +195,55 @@ class MetaModel(LearnedHyperparameters, Learner):
         """The initial weights, then what layers and losses own."""
         return [*self.trainable_variables, *self.owned_hyperparameters]
 
-    def fit(self, tasks, *args, callbacks=None, **keras_arguments):
+    def fit(self, x=None, *, callbacks=None, **keras_arguments):
         """Learns the initial weights.
 
         Args:
-            tasks: `tf.data.Dataset` of meta-batches; each is one outer
-                iteration.
+            x: `tf.data.Dataset` of meta-batches; each is one outer iteration.
             callbacks: As in Keras.
-            **keras_arguments: As in Keras; `validation_data` are tasks, too.
+            **keras_arguments: As in Keras; `validation_data` are meta-batches,
+                too.
 
         Returns:
             `keras.callbacks.History` with `"loss"` (inner), `"outer_loss"`,
             `"hypergradient_norm"`, `"skipped_updates"` and the metrics.
 
         Raises:
-            ValueError: If the elements of `tasks` are no meta-batches.
+            ValueError: If the elements of `x` are no meta-batches.
+            RuntimeError: If `compile` was not called, or if
+                `max_skipped_updates` updates in a row were skipped because a
+                number was not finite.
         """
-        self._build_on("tasks", tasks)
+        self._build_on("x", x)
         return super().fit(
-            tasks,
-            *args,
+            x,
             callbacks=self.with_callbacks(callbacks, [StopOnNonFinite()]),
+            shuffle=False,  # done by who made the tasks
             **keras_arguments,
         )
 
-    def evaluate(self, tasks, *args, **keras_arguments):
-        """Adapts to each task and judges the queries, as Keras's `evaluate`."""
-        self._build_on("tasks", tasks)
-        return super().evaluate(tasks, *args, **keras_arguments)
+    def evaluate(self, x=None, y=None, **keras_arguments):
+        """Adapts to each task and judges the queries, as Keras's `evaluate`.
 
-    def predict(self, tasks, *args, **keras_arguments):
+        Args:
+            x: As in `fit`.
+            **keras_arguments: As in Keras.
+        """
+        self._build_on("x", x)
+        return super().evaluate(x, y, **keras_arguments)
+
+    def predict(self, x, **keras_arguments):
         """Predicts the queries of each task by the model adapted to it.
 
         Args:
-            tasks: As in `fit`; the targets of the queries may be left out:
+            x: As in `fit`; the targets of the queries may be left out:
                 `((x_support, y_support), x_query)`.
+            **keras_arguments: As in Keras.
 
         Returns:
             Array `(number of tasks, queries, ...)`.
         """
-        return super().predict(tasks, *args, **keras_arguments)
+        return super().predict(x, **keras_arguments)
 
     def _build_on(self, name, tasks):
         if not isinstance(tasks, tf.data.Dataset):

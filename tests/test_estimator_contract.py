@@ -19,6 +19,7 @@ CONVERGED = {
 }
 SHORT = {
     "adjoint_sgld": dict(burn_in=2, num_samples=3, warm_start=False),
+    "first_order": dict(num_steps=5),
     "fmd": dict(num_steps=5, max_hyperparameters=50),
     "hpo_sgld": dict(burn_in=2, num_samples=3, curvature="telescoped"),
     "ift_cg": dict(num_steps=5, max_iterations=3, damping=0.1, tolerance=0.0),
@@ -29,6 +30,7 @@ SHORT = {
 }
 BAD = {
     "adjoint_sgld": [dict(burn_in=-1), dict(num_samples=0)],
+    "first_order": [dict(num_steps=0)],
     "fmd": [dict(num_steps=0), dict(max_hyperparameters=0)],
     "hpo_sgld": [dict(burn_in=-1), dict(num_samples=0)],
     "ift_cg": [
@@ -47,6 +49,8 @@ BAD = {
     "score_covariance": [dict(burn_in=-1), dict(num_samples=1)],
 }
 ALL = sorted(_ALIASES)
+# Those which need no start that is a function of the hyperparameters.
+ANY_START = [alias for alias in ALL if alias != "first_order"]
 
 
 def make(alias, arguments=SHORT):
@@ -73,6 +77,7 @@ def test_every_member_is_listed_here():
     assert ALL == sorted(SHORT) == sorted(BAD)
     assert set(ALL) == {
         "adjoint_sgld",
+        "first_order",
         "fmd",
         "hpo_sgld",
         "ift_cg",
@@ -109,7 +114,7 @@ def test_converged_estimate_is_the_closed_form(rng, alias):
 SAMPLER = hs.SGLD(0.1)
 
 
-@pytest.mark.parametrize("alias", ALL)
+@pytest.mark.parametrize("alias", ANY_START)
 def test_all_modes_agree(rng, run, alias):
     ridge = problems.Ridge(rng)
     batches = rng.normal(size=(6, 8, 4)), rng.normal(size=(6, 8))
@@ -132,7 +137,7 @@ def test_all_modes_agree(rng, run, alias):
         np.testing.assert_allclose(value, eager, rtol=1e-9)
 
 
-@pytest.mark.parametrize("alias", ALL)
+@pytest.mark.parametrize("alias", ANY_START)
 def test_second_call_does_not_trace_again(rng, alias):
     ridge, traces, sampler = problems.Ridge(rng), [], sampler_for(alias)
 
@@ -151,7 +156,7 @@ def test_second_call_does_not_trace_again(rng, alias):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("alias", ALL)
+@pytest.mark.parametrize("alias", ANY_START)
 def test_structure_shapes_and_dtype_are_kept(alias, dtype):
     problem = hs.BilevelProblem(
         lambda h, p, batch: (
@@ -178,7 +183,7 @@ def test_structure_shapes_and_dtype_are_kept(alias, dtype):
             assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
-@pytest.mark.parametrize("alias", ALL)
+@pytest.mark.parametrize("alias", ANY_START)
 def test_unused_hyperparameter_gets_zero_and_is_reported(alias):
     problem = hs.BilevelProblem(
         lambda h, w, batch: (w - h[0]) ** 2, lambda h, w, batch: w**2
@@ -190,7 +195,7 @@ def test_unused_hyperparameter_gets_zero_and_is_reported(alias):
     np.testing.assert_array_equal(result.hypergradient[1], [0.0, 0.0])
 
 
-@pytest.mark.parametrize("alias", ALL)
+@pytest.mark.parametrize("alias", ANY_START)
 def test_used_hyperparameters_are_not_reported(rng, alias, recwarn):
     ridge = problems.Ridge(rng)
     solve(
@@ -202,7 +207,7 @@ def test_used_hyperparameters_are_not_reported(rng, alias, recwarn):
     assert not [w for w in recwarn if "depends on" in str(w.message)]
 
 
-@pytest.mark.parametrize("alias", ALL)
+@pytest.mark.parametrize("alias", ANY_START)
 def test_carry_and_losses_are_handed_on(alias):
     problem = hs.BilevelProblem(
         lambda h, w, batch, carry: (h * (w - 1.0) ** 2, carry + 1.0),
@@ -277,6 +282,35 @@ def test_unrolling_is_exact_for_any_number_of_steps(
         unrolled(ridge, ridge.strengths, start, 6, 0.07, jacobian),
         rtol=1e-10,
     )
+
+
+def test_first_order_takes_the_steps_for_the_identity(rng, run):
+    ridge = problems.Ridge(rng)
+    jacobian = rng.normal(size=(4, 4))
+    problem = hs.BilevelProblem(
+        ridge.inner, ridge.outer, lambda s: tf.linalg.matvec(jacobian, s)
+    )
+    weights = jacobian @ ridge.strengths
+    for _ in range(6):
+        weights = weights - 0.07 * ridge.inner_gradient(
+            ridge.strengths, weights
+        )
+    sampler = hs.SGLD(0.07)
+    estimate = run(
+        lambda: hs.hypergradient(
+            problem,
+            tf.constant(ridge.strengths),
+            estimator=hs.estimators.FirstOrder(num_steps=6),
+            sampler=sampler,
+        )
+    )
+    np.testing.assert_allclose(
+        estimate.hypergradient,
+        0.6 * ridge.strengths + ridge.outer_gradient(weights) @ jacobian,
+        rtol=1e-10,
+    )
+    with pytest.raises(ValueError, match="needs a problem with `initial_par"):
+        solve("first_order", ridge.problem, ridge.strengths, ridge.start)
 
 
 def test_truncation_walks_back_the_last_steps_only(rng, run):
