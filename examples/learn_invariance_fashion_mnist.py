@@ -40,16 +40,14 @@ def parse(arguments=None):
     parser.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=ESTIMATORS[:3]
     )
-    parser.add_argument(
-        "--keras-home", help="folder with datasets/fashion-mnist"
-    )
+    parser.add_argument("--keras-home", help="has datasets/fashion-mnist")
     parser.add_argument(
         "--output",
         type=pathlib.Path,
         default=pathlib.Path(__file__).parent / "output",
     )
     options = parser.parse_args(arguments)
-    options.steps, options.batch_size = 1000, 50
+    options.steps, options.batch_size = 800, 50
     options.sizes = (5000, 1000) if options.data != "digits" else (400, 200)
     options.num_test = 4000
     if options.quick:
@@ -117,21 +115,13 @@ def load_images(options):
         x, y = digits.images[..., None] / 16, digits.target
         x = x.astype("float32")
         return (x[:600], y[:600]), (x[600:], y[600:])
-    home = options.keras_home
-    if home and os.environ.get("KERAS_HOME") != home:
-        raise ValueError(
-            "`--keras-home` must be given on the command line, since Keras "
-            f"reads it when it is imported. Received: keras_home={home!r} in "
-            "a call of `main`. Set KERAS_HOME before Python starts."
-        )
     try:
         pool, test = keras.datasets.fashion_mnist.load_data()
     except Exception as error:
         raise SystemExit(
-            f"Fashion-MNIST could not be loaded: {error}\nKeras downloads it "
-            "once, so this needs a network. Without one, pass `--keras-home "
-            "FOLDER` where FOLDER/datasets/fashion-mnist has the four files "
-            "(*-ubyte.gz), or `--data digits`."
+            f"Fashion-MNIST could not be loaded: {error}\nWithout a network, "
+            "pass `--keras-home FOLDER`, where FOLDER/datasets/fashion-mnist "
+            "has the four files (*-ubyte.gz), or `--data digits`."
         ) from error
     return tuple(
         ((x[..., None] / 255).astype("float32"), y) for x, y in (pool, test)
