@@ -27,7 +27,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
@@ -165,16 +164,19 @@ def make_tasks(characters, shots, queries, **arguments):
 
 
 def make_network(image_shape, filters):
-    """Four strided convolutions, normalized over the channels."""
-    layers = [keras.Input(image_shape), keras.layers.Rescaling(1 / 255)]
+    """Four strided convolutions, as in the paper of MAML.
+
+    They are normalized by the statistics of whatever batch they see, also in
+    inference: the queries of a task are looked at together.
+    """
+    inputs = keras.Input(image_shape)
+    x = keras.layers.Rescaling(1 / 255)(inputs)
     for _ in range(4):
-        layers += [
-            keras.layers.Conv2D(filters, 3, strides=2, padding="same"),
-            keras.layers.LayerNormalization(),
-            keras.layers.Activation("relu"),
-        ]
-    layers += [keras.layers.Flatten(), keras.layers.Dense(WAYS)]
-    return keras.Sequential(layers)
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same")(x)
+        x = keras.layers.BatchNormalization()(x, training=True)
+        x = keras.layers.Activation("relu")(x)
+    outputs = keras.layers.Dense(WAYS)(keras.layers.Flatten()(x))
+    return keras.Model(inputs, outputs)
 
 
 def accuracy_of_tasks(meta, tasks):

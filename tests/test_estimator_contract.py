@@ -18,10 +18,14 @@ CONVERGED = {
     "rmd": dict(num_steps=1500),
 }
 SHORT = {
-    "adjoint_sgld": dict(burn_in=2, num_samples=3, warm_start=False),
+    "adjoint_sgld": dict(
+        burn_in=2, num_samples=3, warm_start=False, outer_every=2
+    ),
     "first_order": dict(num_steps=5),
     "fmd": dict(num_steps=5, max_hyperparameters=50),
-    "hpo_sgld": dict(burn_in=2, num_samples=3, curvature="telescoped"),
+    "hpo_sgld": dict(
+        burn_in=2, num_samples=3, curvature="telescoped", outer_every=2
+    ),
     "ift_cg": dict(num_steps=5, max_iterations=3, damping=0.1, tolerance=0.0),
     "ift_neumann": dict(num_steps=5, num_terms=4, step_size=0.05),
     "rmd": dict(num_steps=5, truncation=3),
@@ -29,10 +33,18 @@ SHORT = {
     "score_covariance": dict(burn_in=2, num_samples=4),
 }
 BAD = {
-    "adjoint_sgld": [dict(burn_in=-1), dict(num_samples=0)],
+    "adjoint_sgld": [
+        dict(burn_in=-1),
+        dict(num_samples=0),
+        dict(outer_every=0),
+    ],
     "first_order": [dict(num_steps=0)],
     "fmd": [dict(num_steps=0), dict(max_hyperparameters=0)],
-    "hpo_sgld": [dict(burn_in=-1), dict(num_samples=0)],
+    "hpo_sgld": [
+        dict(burn_in=-1),
+        dict(num_samples=0),
+        dict(outer_every=0),
+    ],
     "ift_cg": [
         dict(num_steps=0),
         dict(max_iterations=0),

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.descent import linearize_inner
 from keras_hposgld.estimators.estimator import Chain
@@ -30,6 +29,8 @@ from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import refuse_moving_start
 from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.outer_gradient import outer_gradient
+from keras_hposgld.estimators.outer_gradient import unknown
 from keras_hposgld.estimators.sampled_losses import SampledLosses
 from keras_hposgld.lists import component_along
 from keras_hposgld.lists import plus
@@ -44,6 +45,7 @@ class AdjointSGLDState(NamedTuple):
     carry: Any
     q: list
     h: list
+    outer: Any  # f and its derivatives, where they are not renewed each step
     losses: SampledLosses
     error: BatchMeans
 
@@ -64,6 +66,10 @@ class AdjointSGLD(HypergradientEstimator):
         warm_start: Whether `BilevelModel` keeps q from one outer iteration to
             the next. Defaults to `True`. (`hypergradient` is a pure function:
             there q starts at zero.)
+        outer_every: Integer `>= 1`: the outer gradient is computed at every
+            so many steps, and at the first, and taken for unchanged in
+            between, which costs one more copy of the weights. Defaults to
+            `1`.
 
     Raises:
         ValueError: If a number is out of range, or if the problem has
@@ -85,11 +91,13 @@ class AdjointSGLD(HypergradientEstimator):
         burn_in: int = 10,
         num_samples: int = 10,
         warm_start: bool = True,
+        outer_every: int = 1,
     ):
         self.burn_in = check_count("burn_in", burn_in, 0)
         self.num_samples = check_count("num_samples", num_samples, 1)
         self.warm_start = bool(warm_start)
         self.remembers = self.warm_start
+        self.outer_every = check_count("outer_every", outer_every, 1)
         self.num_steps = self.burn_in + self.num_samples
 
     def init(self, chain: Chain, params: list) -> AdjointSGLDState:
@@ -101,6 +109,7 @@ class AdjointSGLD(HypergradientEstimator):
             carry=chain.problem.initial_carry,
             q=list(chain.memory) or zeros_like(params),
             h=zeros_like(chain.hyperparameters),
+            outer=unknown(chain, params, self.outer_every),
             losses=SampledLosses.zero(self.num_samples, params[0].dtype),
             error=BatchMeans.zero(chain.hyperparameters[0].dtype),
         )
@@ -113,13 +122,16 @@ class AdjointSGLD(HypergradientEstimator):
         inner = linearize_inner(
             chain, params, state.carry, inner_batch, [*hypers, *params]
         )
-        f, direct, v = value_and_gradients(
+        (f, direct, v), outer = outer_gradient(
+            chain,
             lambda params: chain.problem.outer(
                 hypers, params, outer_batch, inner.carry
             ),
-            hypers,
             params,
-            chain.problem.loss_scale,
+            state.outer,
+            index,
+            self.num_steps,
+            self.outer_every,
         )
         alpha = chain.learning_rate(index, dtype)
         (f, value), v, hessian_q = chain.mean(
@@ -141,6 +153,7 @@ class AdjointSGLD(HypergradientEstimator):
             carry=inner.carry,
             q=q,
             h=h,
+            outer=outer,
             losses=state.losses.add(value, f, number),
             error=state.error.add(
                 component_along(h, sample), number, self.num_samples
@@ -166,4 +179,5 @@ class AdjointSGLD(HypergradientEstimator):
             "burn_in": self.burn_in,
             "num_samples": self.num_samples,
             "warm_start": self.warm_start,
+            "outer_every": self.outer_every,
         }

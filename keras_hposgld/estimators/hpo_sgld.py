@@ -25,7 +25,6 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_hposgld.derivatives import linearize_gradient
-from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.derivatives import vector_jacobian_product
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.estimator import Chain
@@ -33,6 +32,8 @@ from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.outer_gradient import outer_gradient
+from keras_hposgld.estimators.outer_gradient import unknown
 from keras_hposgld.estimators.sampled_losses import SampledLosses
 from keras_hposgld.lists import component_along
 from keras_hposgld.lists import plus
@@ -51,6 +52,7 @@ class HPOSGLDState(NamedTuple):
     u: list
     h: list  # sum of df/dlambda + g
     u_sum: list
+    outer: Any  # f and its derivatives, where they are not renewed each step
     losses: SampledLosses
     error: BatchMeans
 
@@ -76,6 +78,9 @@ class HPOSGLD(HypergradientEstimator):
             (default): the Hessian-vector product of equation 22.
             `"telescoped"`: the difference of gradients that it approximates,
             `v_m - v_{m-1}`, which is cheaper and exact.
+        outer_every: Integer `>= 1`: v_m is computed at every so many steps,
+            and at the first, and taken for unchanged in between, which costs
+            one more copy of the weights. Defaults to `1`.
 
     Raises:
         ValueError: If a number is out of range or `curvature` is unknown.
@@ -100,6 +105,7 @@ class HPOSGLD(HypergradientEstimator):
         burn_in: int = 10,
         num_samples: int = 10,
         curvature: str = "paper",
+        outer_every: int = 1,
     ):
         self.burn_in = check_count("burn_in", burn_in, 0)
         self.num_samples = check_count("num_samples", num_samples, 1)
@@ -109,6 +115,7 @@ class HPOSGLD(HypergradientEstimator):
                 f"Received: curvature={curvature!r}."
             )
         self.curvature = curvature
+        self.outer_every = check_count("outer_every", outer_every, 1)
         self.num_steps = self.burn_in + self.num_samples
 
     def init(self, chain: Chain, params: list) -> HPOSGLDState:
@@ -120,6 +127,7 @@ class HPOSGLD(HypergradientEstimator):
             u=zeros_like(moving_start),
             h=zeros_like(chain.hyperparameters),
             u_sum=zeros_like(moving_start),
+            outer=unknown(chain, params, self.outer_every),
             losses=SampledLosses.zero(self.num_samples, params[0].dtype),
             error=BatchMeans.zero(chain.hyperparameters[0].dtype),
         )
@@ -148,8 +156,14 @@ class HPOSGLD(HypergradientEstimator):
         params = chain.move(state.params, inner.gradient, index)
 
         # (22): what is in the space of lambda, then what will meet D0.
-        f, direct, v = value_and_gradients(
-            outer_objective, hypers, params, problem.loss_scale
+        (f, direct, v), outer = outer_gradient(
+            chain,
+            outer_objective,
+            params,
+            state.outer,
+            index,
+            self.num_steps,
+            self.outer_every,
         )
         v = chain.mean(v)
         (f, value), direct, products = chain.mean(
@@ -178,6 +192,7 @@ class HPOSGLD(HypergradientEstimator):
             u=u,
             h=h,
             u_sum=plus_scaled(state.u_sum, sampled, u_m),
+            outer=outer,
             losses=state.losses.add(value, f, m - self.burn_in),
             error=state.error.add(
                 component_along(h, sample), m - self.burn_in, self.num_samples
@@ -224,4 +239,5 @@ class HPOSGLD(HypergradientEstimator):
             "burn_in": self.burn_in,
             "num_samples": self.num_samples,
             "curvature": self.curvature,
+            "outer_every": self.outer_every,
         }
