@@ -45,13 +45,13 @@ def methods():
     return {
         "hpo_sgld": (
             "HPO-SGLD",
-            estimators.HPOSGLD(0, 3, curvature="telescoped"),
+            estimators.HPOSGLD(0, 1, curvature="telescoped"),
             {},
         ),
-        "maml": ("MAML (RMD)", estimators.RMD(num_steps=3), {}),
+        "maml": ("MAML (RMD)", estimators.RMD(num_steps=1), {}),
         "first_order_maml": (
             "first-order MAML",
-            estimators.FirstOrder(num_steps=3),
+            estimators.FirstOrder(num_steps=1),
             {},
         ),
         "imaml": (
@@ -76,11 +76,11 @@ def parse(arguments=None):
     parser.add_argument("--omniglot", type=pathlib.Path, help="file with it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--filters", type=int, default=64)
-    parser.add_argument("--meta-batch-size", type=int, default=16)
+    parser.add_argument("--meta-batch-size", type=int, default=8)
     parser.add_argument("--queries", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--hyper-learning-rate", type=float, default=2e-3)
-    parser.add_argument("--adaptation-steps", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=0.4)
+    parser.add_argument("--hyper-learning-rate", type=float, default=3e-3)
+    parser.add_argument("--adaptation-steps", type=int, default=3)
     parser.add_argument("--test-episodes", type=int, default=1000)
     parser.add_argument(
         "--output",
@@ -189,15 +189,18 @@ def accuracy_of_tasks(meta, tasks):
 class Course(keras.callbacks.Callback):
     """Tests now and then, and ends training when the time has been spent.
 
+    Until then the learning rate of the initial weights falls to zero.
+
     Attributes:
         points: List of (seconds of training, iterations, test accuracy).
     """
 
-    def __init__(self, meta, tasks, seconds, num_points=10):
+    def __init__(self, meta, tasks, seconds, num_points=12):
         super().__init__()
         self.meta, self.tasks, self.budget = meta, tasks, seconds
         self.points, self.spent, self.num_points = [], 0.0, num_points
         self.iterations = 0
+        self.learning_rate = float(meta.hyper_optimizer.learning_rate)
 
     def on_train_batch_begin(self, batch, logs=None):
         self.begin = time.perf_counter()
@@ -206,6 +209,8 @@ class Course(keras.callbacks.Callback):
         if self.iterations:  # the first one compiles
             self.spent += time.perf_counter() - self.begin
         self.iterations += 1
+        left = max(1 - self.spent / self.budget, 0.0)
+        self.meta.hyper_optimizer.learning_rate = self.learning_rate * left
         due = self.spent * self.num_points / self.budget > len(self.points)
         if due or self.spent > self.budget:
             accuracy = accuracy_of_tasks(self.meta, self.tasks).mean()

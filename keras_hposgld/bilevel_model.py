@@ -18,6 +18,9 @@ from keras_hposgld import levels
 from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.learner import Learner
+from keras_hposgld.memory import estimate_memory
+from keras_hposgld.memory import MemoryEstimate
+from keras_hposgld.memory import warn_if_too_much
 from keras_hposgld.outer_level import check_known
 from keras_hposgld.safeguards import StopOnNonFinite
 from keras_hposgld.sgld import SGLD
@@ -266,6 +269,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
             self._prepare()
             if self.start == "initial" and not self.starting_weights.are_set:
                 self.starting_weights.remember(self.trainable_variables)
+        warn_if_too_much(self.memory_estimate())
         num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
         chains = distribute.distribute_chains(
             self.strategy,
@@ -290,6 +294,36 @@ class BilevelModel(LearnedHyperparameters, Learner):
         if self.example_weights is None:
             return sample_weight
         return self.example_weights(sample_weight)
+
+    def memory_estimate(self) -> MemoryEstimate:
+        """How many bytes `fit` is going to need, activations not counted.
+
+        `fit` warns by itself where a chain is not going to fit into the
+        memory that is left on a CPU.
+
+        Returns:
+            `MemoryEstimate`, which prints as one line.
+
+        Raises:
+            RuntimeError: If the learner was not built and compiled.
+        """
+        if not (self.built and self.compiled):
+            raise RuntimeError(
+                "`compile(...)` must be called, on a model that is built, "
+                "before `memory_estimate()`."
+            )
+        self._prepare()
+        copies = [
+            *self.starting_weights.values,
+            *self.outer_level.memory.values,
+        ]
+        return estimate_memory(
+            self.trainable_variables,
+            copies,
+            self.hyperparameters,
+            self.hyper_optimizer.variables,
+            self.hypergradient,
+        )
 
     def train_step(self, data):
         """One outer iteration, on the stacked batches of one chain."""

@@ -174,6 +174,10 @@ class AdjointSGLD(HypergradientEstimator):
             outer_losses=state.losses.outer,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        # theta and q before and after, a gradient, v, H q (and v of before).
+        return 7 + (self.outer_every > 1), 3
+
     def get_config(self) -> dict:
         return {
             "burn_in": self.burn_in,

@@ -168,6 +168,18 @@ class HypergradientEstimator(abc.ABC):
         """
 
     @abc.abstractmethod
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        """How many vectors of both sizes a chain holds at its peak.
+
+        Args:
+            num_hyperparameters: Integer.
+
+        Returns:
+            The number of those of the size of the weights, and of the size of
+            the hyperparameters.
+        """
+
+    @abc.abstractmethod
     def get_config(self) -> dict:
         """The constructor's arguments."""
 

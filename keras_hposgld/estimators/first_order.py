@@ -77,5 +77,8 @@ class FirstOrder(HypergradientEstimator):
             carry=state.carry,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        return 4, 1
+
     def get_config(self) -> dict:
         return {"num_steps": self.num_steps}

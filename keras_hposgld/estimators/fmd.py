@@ -172,6 +172,9 @@ class FMD(HypergradientEstimator):
             carry=now.carry,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        return 3 + 2 * num_hyperparameters, 2
+
     def get_config(self) -> dict:
         return {
             "num_steps": self.num_steps,

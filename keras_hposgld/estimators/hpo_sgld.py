@@ -234,6 +234,11 @@ class HPOSGLD(HypergradientEstimator):
             outer_losses=state.losses.outer,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        # theta before and after, a gradient, v (and v of before); g, h and a
+        # product, before and after.
+        return 4 + (self.outer_every > 1), 4
+
     def get_config(self) -> dict:
         return {
             "burn_in": self.burn_in,

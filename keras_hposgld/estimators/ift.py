@@ -83,6 +83,10 @@ class ImplicitEstimator(HypergradientEstimator):
             residual=residual,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        # theta, v, the solution, the solver's own two, a gradient, H times.
+        return 7, 1
+
 
 @register("ift_neumann")
 class IFTNeumann(ImplicitEstimator):

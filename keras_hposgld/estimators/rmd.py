@@ -150,6 +150,10 @@ class RMD(HypergradientEstimator):
             carry=now.carry,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        # The path; at its end the adjoint, a gradient and H times it.
+        return self.num_kept + 4, 2
+
     def get_config(self) -> dict:
         return {"truncation": self.truncation, "num_steps": self.num_steps}
 

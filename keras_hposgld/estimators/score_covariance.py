@@ -169,6 +169,9 @@ class ScoreCovariance(HypergradientEstimator):
             outer_losses=state.losses.outer,
         )
 
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        return 3, 5
+
     def get_config(self) -> dict:
         return {"burn_in": self.burn_in, "num_samples": self.num_samples}
 

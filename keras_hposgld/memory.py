@@ -1,0 +1,105 @@
+"""How much memory learning takes, told before it is taken."""
+
+import pathlib
+import warnings
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_hposgld.estimators import HypergradientEstimator
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes, by what they are for.
+
+    Attributes:
+        weights: The model's weights, and copies of them that are kept from
+            chain to chain.
+        hyperparameters: The unconstrained variables.
+        optimizers: The state of the optimizer of the hyperparameters.
+        chain: What the estimator holds at its peak.
+        total: The sum. Activations and batches come on top of it.
+    """
+
+    weights: int
+    hyperparameters: int
+    optimizers: int
+    chain: int
+    total: int
+
+    def __str__(self):
+        parts = ", ".join(
+            f"{name} {number / 2**20:,.0f} MiB"
+            for name, number in self._asdict().items()
+        )
+        return f"{parts} (activations and batches come on top)"
+
+
+def estimate_memory(
+    weights: list,
+    copies: list,
+    hyperparameters: list,
+    optimizer_variables: list,
+    estimator: HypergradientEstimator,
+) -> MemoryEstimate:
+    """Adds up what is known of a run before it begins.
+
+    Args:
+        weights: The trainable variables.
+        copies: Variables that are copies of them.
+        hyperparameters: List of variables.
+        optimizer_variables: The state of their optimizer.
+        estimator: `HypergradientEstimator`.
+    """
+    weight_bytes, hyper_bytes = size_of(weights), size_of(hyperparameters)
+    number = sum(
+        variable.shape.num_elements() for variable in _values(hyperparameters)
+    )
+    per_weight, per_hyperparameter = estimator.copies_in_chain(number)
+    parts = (
+        weight_bytes + size_of(copies),
+        hyper_bytes,
+        size_of(optimizer_variables),
+        per_weight * weight_bytes + per_hyperparameter * hyper_bytes,
+    )
+    return MemoryEstimate(*parts, sum(parts))
+
+
+def size_of(variables: list) -> int:
+    """The bytes that variables hold."""
+    return sum(
+        value.shape.num_elements() * value.dtype.size
+        for value in _values(variables)
+    )
+
+
+def _values(variables):
+    return [variable.value for variable in variables]
+
+
+def available_memory() -> int | None:
+    """The bytes that a process on the CPU can still get; `None` if unknown.
+
+    TensorFlow does not tell how much a GPU or TPU has.
+    """
+    meminfo = pathlib.Path("/proc/meminfo")
+    if tf.config.list_physical_devices("GPU") or not meminfo.exists():
+        return None
+    for line in meminfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def warn_if_too_much(estimate: MemoryEstimate) -> None:
+    """Warns of a run that is not going to fit; weights are there already."""
+    available = available_memory()
+    if available is not None and estimate.chain > available:
+        warnings.warn(
+            "Learning the hyperparameters is going to need more memory than "
+            f"there is: {estimate}. Available: {available / 2**20:,.0f} MiB. "
+            'Take a coarser granularity, or another estimator ("hpo_sgld" '
+            "needs the least).",
+            stacklevel=3,
+        )
