@@ -404,6 +404,7 @@ def test_saving_and_cloning_keep_what_they_should(tmp_path, rng):
     values = [float(v) for v in again.hyperparameter_values().values()]
     np.testing.assert_allclose(values, [77.0, 0.1], rtol=1e-5)
     assert again.get_config() == layer.get_config()
+    assert again.seed == 7
     # As with dropout, Keras keeps the seed and not how far it was used up.
     again.seed_generator.state.assign(layer.seed_generator.state)
     x = rng.uniform(size=(3, 6, 6, 1)).astype("float32")
