@@ -197,7 +197,7 @@ def logits_of(model, x):
 
 
 class Course(keras.callbacks.Callback):
-    """Accuracy and AUC after each epoch, and the processor time that that took."""
+    """Accuracy and AUC after each epoch, and the time that they took."""
 
     def __init__(self, run, weights):
         super().__init__()
