@@ -12,6 +12,7 @@ def example():
     return load("finetune_vit_l1")
 
 
+@pytest.mark.slow
 def test_quick_run(example, tmp_path, capsys):
     (run,) = example.main(
         ["--quick", "--data", "digits", "--output", str(tmp_path)]
@@ -31,12 +32,14 @@ def test_quick_run(example, tmp_path, capsys):
         assert row[1] < np.log(5), name
     assert len(run.courses["hpo_sgld"]) == run.options.steps // example.CHAIN
 
-    # One strength for each entry of each kernel, and most of them moved.
+    # One strength for each entry of each kernel. Two steps of Adam move one by
+    # exp(0.4) at most, and by less where its hypergradient is below epsilon.
     classifier, learner, _ = run.start(example.START, "parameter")
     kernels = [w for w in classifier.weights if w.path.endswith("kernel")]
     strengths = run.strengths["hpo_sgld"]
     assert len(strengths) == sum(int(np.prod(k.shape)) for k in kernels)
-    assert np.mean(np.abs(np.log(strengths / example.START)) > 0.01) > 0.5
+    moved = np.abs(np.log(strengths / example.START))
+    assert np.mean(moved > 0.01) > 0.1 and moved.max() < 0.45
     assert 0 < strengths.min() and strengths.max() < example.MAX_STRENGTH
 
     # All start at the pretrained weights, which is where the penalty is zero.
