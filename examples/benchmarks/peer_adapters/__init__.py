@@ -1,0 +1,1 @@
+"""What `peers.py` compares: one task, and a file for each framework."""
