@@ -30,6 +30,7 @@ import contextlib
 import csv
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -79,7 +80,7 @@ COLUMNS = (
     *("plain_seconds", "compile_seconds", "mebibytes", "cosine", "norm_ratio"),
 )
 EXACT = "exact"
-RACE_STEPS = 20
+FULL_STEPS, QUICK_STEPS, RACE_STEPS = [5, 20, 50, 200], [2, 4], 20
 
 
 def run_child(jobs):
@@ -96,9 +97,16 @@ def run_child(jobs):
 def run_apart(jobs, limit):
     """Runs jobs in one process: the result of each, with its `status`."""
     command = [sys.executable, __file__, "--child", json.dumps(jobs)]
+    environment = dict(os.environ)
+    if jobs[0][1]["quick"]:  # compile fast
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit * len(jobs)
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit * len(jobs),
+            env=environment,
         )
         output, status = done.stdout, "ok"
         if done.returncode:
@@ -118,8 +126,9 @@ def failure(done):
     words = ("MemoryError", "bad_alloc", "RESOURCE_EXHAUSTED", "can't allocate")
     if done.returncode == -9 or any(word in errors for word in words):
         return "out of memory"
-    last = errors.splitlines()[-1] if errors else f"code {done.returncode}"
-    return f"failed: {last[:60]}"
+    if not errors:
+        return f"failed: code {done.returncode}"
+    return f"failed: {measuring.error_line(errors)}"
 
 
 def run_all(jobs, options):
@@ -154,27 +163,33 @@ def compare(path, exact_path):
     }
 
 
+def adapter_of(method):
+    return "ours" if method == EXACT else METHODS[method].adapter
+
+
 def measure_all(methods, options, folder):
     """The first part: a row, a dict of `COLUMNS`, for each point."""
     jobs = []
-    for model in options.models:
-        for steps in options.steps:
-            task_path = folder / f"{model}_{steps}.npz"
-            save_task(task_path, make_task(model, steps, options.quick))
-            for method in (EXACT, *methods):
-                adapter = METHODS[method].adapter if method != EXACT else "ours"
-                result = folder / f"{model}_{steps}_{method}.npz"
-                point = {
-                    "model": model,
-                    "steps": steps,
-                    "method": method,
-                    "adapter": adapter,
-                    "task": str(task_path),
-                    "result": str(result),
-                    "repeats": options.repeats,
-                    "budget": options.limit / 6,
-                }
-                jobs.append(("measure", point))
+    pairs = itertools.product(options.models, options.steps)
+    if options.quick:  # each model and each T once
+        pairs = zip(options.models, options.steps, strict=False)
+    for model, steps in pairs:
+        task_path = folder / f"{model}_{steps}.npz"
+        save_task(task_path, make_task(model, steps, options.quick))
+        for method in (EXACT, *methods):
+            result = folder / f"{model}_{steps}_{method}.npz"
+            point = {
+                "model": model,
+                "steps": steps,
+                "method": method,
+                "adapter": adapter_of(method),
+                "task": str(task_path),
+                "result": str(result),
+                "repeats": options.repeats,
+                "quick": options.quick,
+                "budget": options.limit / 6,
+            }
+            jobs.append(("measure", point))
     rows = []
     print(header(), flush=True)
     for (_, point), result in run_all(jobs, options):
@@ -195,12 +210,14 @@ def measure_all(methods, options, folder):
 def race_all(methods, options):
     """The second part: a result of `measuring.race` for each method."""
     seconds = 0.1 if options.quick else options.race_seconds
+    if options.quick:  # one of each framework
+        methods = {adapter_of(name): name for name in methods}.values()
     jobs = [
         (
             "race",
             {
                 "method": method,
-                "adapter": METHODS[method].adapter,
+                "adapter": adapter_of(method),
                 "steps": 2 if options.quick else RACE_STEPS,
                 "quick": options.quick,
                 "seconds": seconds,
@@ -248,11 +265,12 @@ def format_race(method, result):
     if result["status"] != "ok":
         return f"{start} {result['status']}"
     curve = np.array(result["curve"])
-    best = np.nanargmin(curve[:, 2])
-    return (
+    best = np.argmin(curve[:, 2])
+    line = (
         f"{start} {curve[-1, 1]:10.0f} {curve[best, 2]:10.4f} "
         f"{curve[best, 0]:8.1f} {curve[-1, 2]:10.4f}"
     )
+    return f"{line}  {result['stopped'] or ''}".rstrip()
 
 
 def versions(methods):
@@ -358,11 +376,10 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.quick:
         options.repeats = 1
-    options.steps = options.steps or ([2, 4] if options.quick else FULL_STEPS)
+    options.steps = options.steps or (
+        QUICK_STEPS if options.quick else FULL_STEPS
+    )
     return options
-
-
-FULL_STEPS = [5, 20, 50, 200]
 
 
 def main(arguments=None):

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
 from peer_adapters.task import CG_ITERATIONS
 from peer_adapters.task import LEARNING_RATE
 

@@ -5,10 +5,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf  # noqa: E402
-from peer_adapters.task import CG_ITERATIONS  # noqa: E402
-from peer_adapters.task import LEARNING_RATE  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
+from peer_adapters.task import CG_ITERATIONS  # noqa: E402
+from peer_adapters.task import LEARNING_RATE  # noqa: E402
 
 
 def estimators(num_steps):

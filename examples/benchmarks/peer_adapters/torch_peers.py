@@ -1,9 +1,10 @@
 """higher and torchopt: PyTorch, unrolled."""
 
 import torch
-from peer_adapters.task import LEARNING_RATE
 from torch import nn
 from torch.nn import functional
+
+from peer_adapters.task import LEARNING_RATE
 
 
 class ChannelsLastFlatten(nn.Module):
