@@ -84,7 +84,7 @@ from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
 
-# Settings were chosen on seeds 10 and 11, which are not among the table's.
+# Settings were chosen on seed 10, which is not among those of the table.
 SHARE = 0.4
 LEARNING_RATE = 1e-3  # of Adam, at the start of a cosine decay to zero
 HYPER_LEARNING_RATE = 0.05
