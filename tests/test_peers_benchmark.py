@@ -20,7 +20,7 @@ def test_peers_benchmark(tmp_path, capsys):
     for row in rows:
         assert row["status"] == "ok", row
         assert row["seconds"] > 0 and row["relative"] > 0, row
-        # Two steps of HPO-SGLD leave out little; it is no exact method.
+        # A few steps of HPO-SGLD leave out little; it is no exact method.
         smallest = {"hpo_sgld": 0.9, "rmd": 0.9999}.get(row["method"], 0.999)
         assert row["cosine"] > smallest, row
         if row["method"] != "hpo_sgld":
