@@ -7,7 +7,7 @@ import numpy as np
 from test_examples import EXAMPLES
 from test_examples import load
 
-UNROLLED = ["higher", "torchopt", "jax", "jaxopt", "optimistix"]
+UNROLLED = ["higher", "torchopt", "jax", "jax_loop", "jaxopt", "optimistix"]
 
 
 def test_peers_benchmark(tmp_path, capsys):

@@ -18,14 +18,16 @@ point runs in a process of its own. The peers: pip install -e ".[peers]"
         [--steps 5 20 50 200] [--methods hpo_sgld higher ...] [--repeats 5]
         [--limit 300] [--race-seconds 60] [--output FOLDER]
 
-Unrolled: higher, torchopt, jaxopt, jax, optimistix (recursive checkpoints), as
-RMD here. Implicit, at the last iterate and batch, with 20 conjugate-gradient
-steps: jaxopt_implicit, optimistix_implicit, as ift_cg here. jaxopt's and
-optimistix' solvers know no minibatches: see `jax_peers.py` for how they get
-them. Before the optimum the Hessian is indefinite and conjugate gradients
-diverge, which optimistix reports as an error; where the optimum is reached, the
-three agree with RMD to 1e-6. In float32, rounding may turn a ReLU or a maximum
-the other way: a cosine of 0.9996 was 1 in float64.
+Unrolled, as RMD here: higher, torchopt, jaxopt, jax (a scan), jax_loop (a
+Python loop, whose compilation grows with T: XLA is slow at convolutions in a
+loop on a CPU), optimistix (recursive checkpoints). Implicit, at the last
+iterate and batch, with 20 conjugate-gradient steps, as ift_cg here:
+jaxopt_implicit, optimistix_implicit. The solvers of jaxopt and optimistix know
+no minibatches: see `jax_peers.py` for how they get them. Before the optimum the
+Hessian is indefinite and conjugate gradients diverge, which optimistix reports
+as an error; where the optimum is reached, the three agree with RMD to 1e-6. In
+float32, rounding may turn a ReLU or a maximum the other way: a cosine of 0.9996
+was 1 in float64.
 """
 
 import argparse
@@ -66,6 +68,7 @@ METHODS = {
     "higher": Method("higher", "torch_peers", ("torch", "higher")),
     "torchopt": Method("torchopt", "torch_peers", ("torch", "torchopt")),
     "jax": Method("JAX, scan", "jax_peers", ("jax",)),
+    "jax_loop": Method("JAX, Python loop", "jax_peers", ("jax",)),
     "jaxopt": Method("jaxopt, unrolled", "jax_peers", ("jax", "jaxopt")),
     "jaxopt_implicit": Method(
         "jaxopt, implicit", "jax_peers", ("jax", "jaxopt")

@@ -60,6 +60,14 @@ def jax_unroll(hypers, weights, x, y):
     return jax.lax.scan(step, weights, (x, y))[0]
 
 
+def jax_loop(hypers, weights, x, y):
+    """No loop in the graph: XLA is slow at convolutions in a loop on a CPU."""
+    for batch in zip(x, y, strict=True):
+        gradients = jax.grad(inner_objective)(weights, hypers, *batch)
+        weights = descended(weights, gradients)
+    return weights
+
+
 def jaxopt_unroll(hypers, weights, x, y):
     """`run` knows no batches: `update`, its documented step, in a scan."""
     import jaxopt
@@ -157,6 +165,7 @@ def optimistix_solve(hypers, weights, x, y, implicit):
 
 SOLVERS = {
     "jax": jax_unroll,
+    "jax_loop": jax_loop,
     "jaxopt": jaxopt_unroll,
     "jaxopt_implicit": jaxopt_implicit,
     "optimistix": functools.partial(optimistix_solve, implicit=False),
