@@ -191,6 +191,10 @@ class OuterLevel(keras.layers.Layer):
             outer_batches,
         )
         layer_state, metrics_state = estimate.carry
+        # Before this level's own metrics, which are among them, are updated.
+        distribute.assign_shares(
+            strategy, problem.metrics_variables, metrics_state
+        )
 
         def move():
             if moves:
@@ -210,9 +214,6 @@ class OuterLevel(keras.layers.Layer):
             also=move,
             only_if=is_warm if self.warmup_steps else None,
             strategy=strategy,
-        )
-        distribute.assign_shares(
-            strategy, problem.metrics_variables, metrics_state
         )
         # A graph would count also a chain for which the data have run out.
         with tf.control_dependencies([skipped]):
@@ -261,10 +262,14 @@ class OuterLevel(keras.layers.Layer):
                 tf.cond(only_if, step, lambda: None)
 
         effects = _named("the hypergradient of", hyperparameters, hypergradient)
+        # Adam squares it: 1e20 is finite in float32, its square is not, and
+        # the second moment would turn the hyperparameters into no numbers.
+        norm = tf.linalg.global_norm(hypergradient)
+        effects.append(("the squared norm of the hypergradient", norm))
         skipped = self.guard.run_if_finite(update, [*causes, *effects])
         with tf.control_dependencies([skipped]):
             self.iterations.assign_add(1)
-        self._norm_tracker.update_state(tf.linalg.global_norm(hypergradient))
+        self._norm_tracker.update_state(norm)
         self._skip_tracker.update_state(skipped)
         return skipped
 
