@@ -294,6 +294,18 @@ def test_compiled_by_xla_it_learns_the_same():
     np.testing.assert_allclose(*learned, rtol=1e-3, atol=1e-4)
 
 
+def test_hypergradient_whose_square_is_not_finite_is_skipped():
+    # Adam would keep an infinite second moment, and not a number from then on.
+    def enormous(y, y_pred):
+        return 1e25 * JUDGE(y, y_pred)
+
+    loss = START["taylor"](from_logits=True)
+    learner, start = make_learner(loss, outer_loss=enormous), loss.variable + 0
+    fit(learner, steps_per_epoch=1)
+    assert int(learner.outer_level.guard.skipped_in_a_row) == 2
+    np.testing.assert_array_equal(loss.variable, start)
+
+
 def test_learned_class_weights_find_the_class_whose_labels_lie():
     (x, y), outer = make_data(300), make_data(100, seed=1)
     lying = np.random.default_rng(2).random(300) < 0.6
