@@ -309,14 +309,17 @@ def save_picture(runs, path):
         layout="constrained",
         squeeze=False,
     )
-    for row, (test, results) in zip(panels, runs, strict=True):
+    for number, (test, results) in enumerate(runs):
         drawings = [results[method][2][STEPS[1]][0] for method in methods]
         for axes, drawing, title in zip(
-            row, [test[0], *drawings], ["image", *methods], strict=True
+            panels[number],
+            [test[0], *drawings],
+            ["image", *methods],
+            strict=True,
         ):
             axes.imshow(drawing.reshape(test[0].shape), "gray", vmin=0, vmax=1)
             axes.set_axis_off()
-            if row is panels[0]:
+            if number == 0:
                 axes.set_title(title.replace(", ", ",\n"), fontsize=7)
     figure.suptitle(f"after {STEPS[1]} steps", fontsize=9)
     figure.savefig(path, dpi=150)
