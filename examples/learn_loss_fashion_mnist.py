@@ -288,7 +288,7 @@ class Experiment:
             ),
             loss=loss,
             outer_loss=JUDGE,
-            hypergradient=CHANGES.get(alias, alias),  # 20 steps; B = M = 10
+            hypergradient=CHANGES.get(alias, alias),  # 20 inner steps
             hyper_optimizer=keras.optimizers.Adam(HYPER_LEARNING_RATE),
         )
         course, seconds = self.fit(
