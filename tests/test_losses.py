@@ -129,8 +129,11 @@ def test_any_form_of_targets_and_predictions_gives_the_same(kind, rng):
     y, logits = y.astype("float32"), np.log(y).astype("float32") + 0.7
     loss, of_logits = make_loss(kind), make_loss(kind, from_logits=True)
     expected = loss(one_hot, y)
-    for targets in (classes, classes[:, None], one_hot):
+    for targets in (classes, classes[:, None], one_hot, classes.tolist()):
         np.testing.assert_allclose(loss(targets, y), expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            loss(targets, y.tolist()), expected, rtol=1e-6
+        )
         np.testing.assert_allclose(
             of_logits(targets, logits), expected, rtol=1e-5
         )

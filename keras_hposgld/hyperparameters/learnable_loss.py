@@ -40,6 +40,14 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
         self.from_logits = bool(from_logits)
         self.variable = unconstrained_variable(start, variable_name, self.name)
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        # Keras would make a list of tensors of a list of numbers.
+        y_true, y_pred = (
+            np.asarray(y) if isinstance(y, list | tuple) else y
+            for y in (y_true, y_pred)
+        )
+        return super().__call__(y_true, y_pred, sample_weight)
+
     @property
     def hyperparameter_variables(self) -> list[keras.Variable]:
         return [self.variable]
