@@ -15,7 +15,8 @@ def test_aliases_and_configs_give_equal_estimators():
     default = hs.estimators.get("hpo_sgld")
     assert (default.burn_in, default.num_samples) == (10, 10)
     assert repr(estimator) == (
-        "HPOSGLD(burn_in=3, num_samples=4, curvature='telescoped')"
+        "HPOSGLD(burn_in=3, num_samples=4, curvature='telescoped', "
+        "outer_every=1)"
     )
 
 

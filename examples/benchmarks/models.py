@@ -88,7 +88,7 @@ def _resnet20(x, regularizer, quick):
             strides = 2 if stage and not block else 1
             shortcut = x
             if strides == 2:
-                shortcut = keras.layers.AveragePooling2D()(x)
+                shortcut = keras.layers.AveragePooling2D(2)(x)
                 shortcut = keras.layers.Concatenate()(
                     [shortcut, keras.ops.zeros_like(shortcut)]
                 )
