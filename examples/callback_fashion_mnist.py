@@ -16,31 +16,24 @@ already (in `datasets/fashion-mnist`); `--data digits` takes scikit-learn's
 digits, which need no download.
 """
 
-import argparse
 import os
-import pathlib
 import time
+
+from fashion_mnist import accuracy_table
+from fashion_mnist import load_images
+from fashion_mnist import make_parser
+from fashion_mnist import run_seeds
+from fashion_mnist import save
+from fashion_mnist import say
+from fashion_mnist import use_keras_home
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short seed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument(
-        "--data", choices=["fashion_mnist", "digits"], default="fashion_mnist"
-    )
-    parser.add_argument(
-        "--keras-home", help="folder with datasets/fashion-mnist"
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "output",
-    )
+    parser = make_parser(__doc__)
     options = parser.parse_args(arguments)
+    options.num_digits = 600
     options.epochs, options.batch_size = 30, 50
     options.sizes = (2000, 1000) if options.data != "digits" else (400, 200)
     if options.quick:
@@ -50,13 +43,10 @@ def parse(arguments=None):
 
 
 if __name__ == "__main__":
-    # Keras reads the variable when it is imported.
-    if keras_home := parse().keras_home:
-        os.environ["KERAS_HOME"] = keras_home
+    use_keras_home(parse())  # before Keras is imported
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
 
@@ -86,34 +76,6 @@ CONSTANT = "best constant of a grid"
 CONSTANT_ON_ALL = "  the same, trained on all"
 RETRAINED = "  the same, retrained on all"
 FILE_NAME = "callback_fashion_mnist"
-
-
-def load_images(options):
-    """Training pool and test set: images from 0 to 1, and their labels."""
-    if options.data == "digits":
-        digits = load_digits()
-        x, y = digits.images[..., None] / 16, digits.target
-        x = x.astype("float32")
-        return (x[:600], y[:600]), (x[600:], y[600:])
-    home = options.keras_home
-    if home and os.environ.get("KERAS_HOME") != home:
-        raise ValueError(
-            "`--keras-home` must be given on the command line, since Keras "
-            f"reads it when it is imported. Received: keras_home={home!r} in "
-            "a call of `main`. Set KERAS_HOME before Python starts."
-        )
-    try:
-        pool, test = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:
-        raise SystemExit(
-            f"Fashion-MNIST could not be loaded: {error}\nKeras downloads it "
-            "once, so this needs a network. Without one, pass `--keras-home "
-            "FOLDER` where FOLDER/datasets/fashion-mnist has the four files "
-            "(*-ubyte.gz), or `--data digits`."
-        ) from error
-    return tuple(
-        ((x[..., None] / 255).astype("float32"), y) for x, y in (pool, test)
-    )
 
 
 def split(pool, sizes, seed):
@@ -301,22 +263,6 @@ def retrained(name):
     return f"{RETRAINED} ({name.split(',')[0]})"
 
 
-def format_table(experiments):
-    """Mean and standard deviation over the seeds, a row a method."""
-    lines = [
-        f"{'':30s} {'test accuracy':>15s} {'cross-entropy':>15s} {'time':>6s}",
-        "-" * 69,
-    ]
-    for name in experiments[0].rows:
-        values = np.array([run.rows[name] for run in experiments])
-        mean, spread = values.mean(axis=0), values.std(axis=0)
-        lines.append(
-            f"{name.split(' (')[0]:30s} {mean[0]:.3f} +- {spread[0]:.3f}  "
-            f"{mean[1]:.3f} +- {spread[1]:.3f} {mean[2]:4.0f} s"
-        )
-    return "\n".join(lines)
-
-
 def save_picture(experiments, path):
     """Saves the courses of the cross-entropy, and the learned strengths."""
     import matplotlib
@@ -374,22 +320,16 @@ def main(arguments=None):
     options.output.mkdir(parents=True, exist_ok=True)
     pool, test = load_images(options)
 
-    def say(text):
-        print(text, flush=True)
-
     say(__doc__.split("\n\n")[1])
-    experiments = []
-    for number in range(options.seeds):
-        say(f"\nseed {number + 1} of {options.seeds}")
-        seed = options.first_seed + number
-        experiments.append(Experiment(options, pool, test, seed, say).run())
+    experiments = run_seeds(
+        options,
+        lambda seed: Experiment(options, pool, test, seed, say).run(),
+    )
 
-    table = format_table(experiments)
-    say(f"\n{table}\n")
-    (options.output / f"{FILE_NAME}.txt").write_text(table + "\n")
-    path = options.output / f"{FILE_NAME}.png"
-    save_picture(experiments, path)
-    say(f"picture: {path}")
+    table = accuracy_table(experiments, width=30)
+    save(
+        options, FILE_NAME, table, lambda path: save_picture(experiments, path)
+    )
     return experiments
 
 

@@ -22,10 +22,16 @@ already (in `datasets/fashion-mnist`); `--data digits` takes scikit-learn's
 digits, which need no download.
 """
 
-import argparse
 import os
-import pathlib
 import time
+
+from fashion_mnist import load_images
+from fashion_mnist import make_parser
+from fashion_mnist import mean_and_spread
+from fashion_mnist import run_seeds
+from fashion_mnist import save
+from fashion_mnist import say
+from fashion_mnist import use_keras_home
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -40,16 +46,7 @@ ESTIMATORS = {
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short seed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument(
-        "--data", choices=["fashion_mnist", "digits"], default="fashion_mnist"
-    )
-    parser.add_argument(
-        "--keras-home", help="folder with datasets/fashion-mnist"
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--estimators",
         nargs="+",
@@ -67,12 +64,8 @@ def parse(arguments=None):
         default=[0.5, 0.7],
         help="shares of the labels that are redrawn",
     )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "output",
-    )
     options = parser.parse_args(arguments)
+    options.num_digits = 1000
     is_small = options.data == "digits"
     options.sizes = (700, 300) if is_small else (20_000, 5_000)
     if options.quick:
@@ -103,13 +96,10 @@ PLAIN_LEARNING_RATE = 2e-3  # of Adam, at the start of a cosine decay to zero
 PLAIN_BATCH_SIZE = 200
 
 if __name__ == "__main__":
-    # Keras reads the variable when it is imported.
-    if keras_home := parse().keras_home:
-        os.environ["KERAS_HOME"] = keras_home
+    use_keras_home(parse())  # before Keras is imported
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
@@ -118,35 +108,6 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 NONE, OUTER = "no cleaning", "outer images alone"
 BOTH, FILTER = "training and outer images", "sceptic's filter"
 FILE_NAME = "clean_fashion_mnist"
-
-
-def load_images(options):
-    """Training pool and test set: images from 0 to 1, and their labels."""
-    if options.data == "digits":
-        digits = load_digits()
-        x, y = digits.images[..., None] / 16, digits.target
-        x = x.astype("float32")
-        return (x[:1000], y[:1000]), (x[1000:], y[1000:])
-    home = options.keras_home
-    if home and os.environ.get("KERAS_HOME") != home:
-        raise ValueError(
-            "`--keras-home` must be given on the command line, since Keras "
-            f"reads it when it is imported. Received: keras_home={home!r} in "
-            "a call of `main`. Set KERAS_HOME before Python starts."
-        )
-    try:
-        pool, test = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:
-        raise SystemExit(
-            f"Fashion-MNIST could not be loaded: {error}\nKeras downloads it "
-            "once, so this needs a network. Without one, pass `--keras-home "
-            "FOLDER` where FOLDER/datasets/fashion-mnist has the four files "
-            "(*-ubyte.gz), or `--data digits`."
-        ) from error
-    return tuple(
-        ((x[..., None] / 255).astype("float32"), y.astype("int64"))
-        for x, y in (pool, test)
-    )
 
 
 def make_data(pool, sizes, share, seed):
@@ -364,8 +325,7 @@ def format_table(results):
             "-" * 65,
         ]
         for name in runs[0].rows:
-            values = np.array([run.rows[name] for run in runs])
-            mean, spread = values.mean(axis=0), values.std(axis=0)
+            mean, spread = mean_and_spread([run.rows[name] for run in runs])
             lines.append(
                 f"{name:26s} {mean[0]:.3f} +- {spread[0]:.3f}  "
                 f"{mean[1]:.3f} +- {spread[1]:.3f} {mean[2]:4.0f} s"
@@ -435,26 +395,20 @@ def main(arguments=None):
     options.output.mkdir(parents=True, exist_ok=True)
     pool, test = load_images(options)
 
-    def say(text):
-        print(text, flush=True)
-
     say(__doc__.split("\n\n")[1])
     results = {}
     for kind in options.models:
         for share in options.shares:
-            results[kind, share] = []
-            for number in range(options.seeds):
-                seed = options.first_seed + number
-                say(f"\n{kind}, {share:.0%} redrawn, seed {seed}")
-                run = Experiment(options, pool, test, kind, share, seed, say)
-                results[kind, share].append(run.run())
+            results[kind, share] = run_seeds(
+                options,
+                lambda seed, kind=kind, share=share: Experiment(
+                    options, pool, test, kind, share, seed, say
+                ).run(),
+                f"{kind}, {share:.0%} redrawn, seed {{seed}}",
+            )
 
     table = format_table(results)
-    say(f"\n{table}\n")
-    (options.output / f"{FILE_NAME}.txt").write_text(table + "\n")
-    path = options.output / f"{FILE_NAME}.png"
-    save_picture(results, path)
-    say(f"picture: {path}")
+    save(options, FILE_NAME, table, lambda path: save_picture(results, path))
     return results
 
 

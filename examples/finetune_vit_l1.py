@@ -19,10 +19,16 @@ has them already (in `datasets/fashion-mnist`); `--data digits` takes
 scikit-learn's digits, which need no download.
 """
 
-import argparse
 import os
-import pathlib
 import time
+
+import fashion_mnist
+from fashion_mnist import accuracy_table
+from fashion_mnist import make_parser
+from fashion_mnist import run_seeds
+from fashion_mnist import save
+from fashion_mnist import say
+from fashion_mnist import use_keras_home
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -31,23 +37,12 @@ ESTIMATORS = ("hpo_sgld", "adjoint_sgld", "ift_neumann")
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short seed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument(
-        "--data", choices=["fashion_mnist", "digits"], default="fashion_mnist"
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=ESTIMATORS
     )
-    parser.add_argument("--keras-home", help="has datasets/fashion-mnist")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "output",
-    )
     options = parser.parse_args(arguments)
+    options.num_digits = 1200
     options.sizes, options.num_test = (100, 100), 2000
     options.steps, options.batch_size = 400, 25
     options.num_pretrain, options.pretrain_epochs = 5000, 10
@@ -61,15 +56,12 @@ def parse(arguments=None):
 
 
 if __name__ == "__main__":
-    # Keras reads the variable when it is imported.
-    if keras_home := parse().keras_home:
-        os.environ["KERAS_HOME"] = keras_home
+    use_keras_home(parse())  # before Keras is imported
 
 import keras  # noqa: E402
 import keras_hub  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
 
@@ -111,23 +103,7 @@ FILE_NAME = "finetune_vit_l1"
 
 def load_images(options):
     """Training pool and test set: images from -1 to 1, and their labels."""
-    if options.data == "digits":
-        digits = load_digits()
-        x, y = digits.images[..., None] / 8 - 1, digits.target
-        x = x.astype("float32")
-        return (x[:1200], y[:1200]), (x[1200:], y[1200:])
-    try:
-        pool, test = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:
-        raise SystemExit(
-            f"Fashion-MNIST could not be loaded: {error}\nWithout a network, "
-            "pass `--keras-home FOLDER`, where FOLDER/datasets/fashion-mnist "
-            "has the four files (*-ubyte.gz), or `--data digits`."
-        ) from error
-    return tuple(
-        ((x[..., None] / 127.5 - 1).astype("float32"), y)
-        for x, y in (pool, test)
-    )
+    return tuple((2 * x - 1, y) for x, y in fashion_mnist.load_images(options))
 
 
 def half(data, number):
@@ -345,22 +321,6 @@ class Experiment:
         return self
 
 
-def format_table(experiments):
-    """Mean and standard deviation over the seeds, a row a method."""
-    lines = [
-        f"{'':30s} {'test accuracy':>15s} {'cross-entropy':>15s} {'time':>6s}",
-        "-" * 69,
-    ]
-    for name in experiments[0].rows:
-        values = np.array([run.rows[name] for run in experiments])
-        mean, spread = values.mean(axis=0), values.std(axis=0)
-        lines.append(
-            f"{name:30s} {mean[0]:.3f} +- {spread[0]:.3f}  "
-            f"{mean[1]:.3f} +- {spread[1]:.3f} {mean[2]:4.0f} s"
-        )
-    return "\n".join(lines)
-
-
 def save_picture(experiments, path):
     """Saves the courses of the outer loss, and the learned strengths."""
     import matplotlib
@@ -405,25 +365,19 @@ def main(arguments=None):
     options.output.mkdir(parents=True, exist_ok=True)
     pool, test = load_images(options)
 
-    def say(text):
-        print(text, flush=True)
-
     say(__doc__.split("\n\n")[1])
     first_weights = pretrained(options, pool, say)
-    experiments = []
-    for number in range(options.seeds):
-        say(f"\nseed {number + 1} of {options.seeds}")
-        seed = options.first_seed + number
-        experiments.append(
-            Experiment(options, first_weights, pool, test, seed, say).run()
-        )
+    experiments = run_seeds(
+        options,
+        lambda seed: Experiment(
+            options, first_weights, pool, test, seed, say
+        ).run(),
+    )
 
-    table = format_table(experiments)
-    say(f"\n{table}\n")
-    (options.output / f"{FILE_NAME}.txt").write_text(table + "\n")
-    path = options.output / f"{FILE_NAME}.png"
-    save_picture(experiments, path)
-    say(f"picture: {path}")
+    table = accuracy_table(experiments, width=30)
+    save(
+        options, FILE_NAME, table, lambda path: save_picture(experiments, path)
+    )
     return experiments
 
 

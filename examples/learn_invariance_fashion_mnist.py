@@ -19,10 +19,16 @@ already (in `datasets/fashion-mnist`); `--data digits` takes scikit-learn's
 digits, which need no download.
 """
 
-import argparse
 import os
-import pathlib
 import time
+
+from fashion_mnist import load_images
+from fashion_mnist import make_parser
+from fashion_mnist import mean_and_spread
+from fashion_mnist import run_seeds
+from fashion_mnist import save
+from fashion_mnist import say
+from fashion_mnist import use_keras_home
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -31,23 +37,12 @@ ESTIMATORS = ("hpo_sgld", "adjoint_sgld", "rmd", "ift_neumann")
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short seed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument(
-        "--data", choices=["fashion_mnist", "digits"], default="fashion_mnist"
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=ESTIMATORS[:3]
     )
-    parser.add_argument("--keras-home", help="has datasets/fashion-mnist")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "output",
-    )
     options = parser.parse_args(arguments)
+    options.num_digits = 600
     options.steps, options.batch_size = 800, 50
     options.sizes = (5000, 1000) if options.data != "digits" else (400, 200)
     options.num_test, options.grid = 4000, GRID
@@ -59,14 +54,11 @@ def parse(arguments=None):
 
 
 if __name__ == "__main__":
-    # Keras reads the variable when it is imported.
-    if keras_home := parse().keras_home:
-        os.environ["KERAS_HOME"] = keras_home
+    use_keras_home(parse())  # before Keras is imported
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
 
@@ -107,26 +99,6 @@ NONE_ON_ALL = "range 0, trained on all"
 RETRAINED = "  the same, retrained on all"
 AVERAGED = "  the same, predictions averaged"
 FILE_NAME = "learn_invariance"
-
-
-def load_images(options):
-    """Training pool and test set: images from 0 to 1, and their labels."""
-    if options.data == "digits":
-        digits = load_digits()
-        x, y = digits.images[..., None] / 16, digits.target
-        x = x.astype("float32")
-        return (x[:600], y[:600]), (x[600:], y[600:])
-    try:
-        pool, test = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:
-        raise SystemExit(
-            f"Fashion-MNIST could not be loaded: {error}\nWithout a network, "
-            "pass `--keras-home FOLDER`, where FOLDER/datasets/fashion-mnist "
-            "has the four files (*-ubyte.gz), or `--data digits`."
-        ) from error
-    return tuple(
-        ((x[..., None] / 255).astype("float32"), y) for x, y in (pool, test)
-    )
 
 
 def rotated(data, seed):
@@ -335,15 +307,16 @@ def format_table(experiments):
             "-" * 84,
         ]
         for name in experiments[0].rows[variant]:
-            values = np.array([run.rows[variant][name] for run in experiments])
-            mean, spread = values.mean(axis=0), values.std(axis=0)
+            mean, spread = mean_and_spread(
+                [run.rows[variant][name] for run in experiments]
+            )
             lines.append(
                 f"{name:32s} {mean[0]:5.1f} +- {spread[0]:3.1f} "
                 f"{mean[1]:6.3f} +- {spread[1]:.3f} "
                 f"{mean[2]:6.3f} +- {spread[2]:.3f} {mean[3]:4.0f} s"
             )
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines[:-1])
 
 
 def save_picture(experiments, estimators, path):
@@ -398,22 +371,19 @@ def main(arguments=None):
     options.output.mkdir(parents=True, exist_ok=True)
     pool, test = load_images(options)
 
-    def say(text):
-        print(text, flush=True)
-
     say(__doc__.split("\n\n")[1])
-    experiments = []
-    for number in range(options.seeds):
-        say(f"\nseed {number + 1} of {options.seeds}")
-        seed = options.first_seed + number
-        experiments.append(Experiment(options, pool, test, seed, say).run())
+    experiments = run_seeds(
+        options,
+        lambda seed: Experiment(options, pool, test, seed, say).run(),
+    )
 
     table = format_table(experiments)
-    say(f"\n{table}")
-    (options.output / f"{FILE_NAME}.txt").write_text(table)
-    path = options.output / f"{FILE_NAME}.png"
-    save_picture(experiments, options.estimators, path)
-    say(f"picture: {path}")
+    save(
+        options,
+        FILE_NAME,
+        table,
+        lambda path: save_picture(experiments, options.estimators, path),
+    )
     return experiments
 
 

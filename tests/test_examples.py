@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -13,6 +14,8 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 def load(name, folder=EXAMPLES):
     pytest.importorskip("sklearn", reason="the examples need scikit-learn")
     pytest.importorskip("matplotlib", reason="the examples need matplotlib")
+    if str(folder) not in sys.path:  # as for a script that is run
+        sys.path.append(str(folder))
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
