@@ -41,3 +41,23 @@ def run(request):
         return compiled(*args)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def mirrored():
+    # One for all: TensorFlow mixes up the collectives of two in one process.
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        pytest.skip("needs two logical CPU devices; see conftest.py")
+    return tf.distribute.MirroredStrategy([d.name for d in devices[:2]])
+
+
+@pytest.fixture
+def float64():
+    # The policy too: a layer that was made before has fixed it to float32.
+    policy = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)

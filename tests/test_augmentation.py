@@ -34,16 +34,6 @@ def draw(monkeypatch):
     return choose
 
 
-@pytest.fixture
-def float64():
-    policy = keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy(policy)
-
-
 def set_range(layer, what, value):
     bound = layer.bounds[what]
     layer.ranges[what].assign(np.log(value / (bound - value)))

@@ -9,15 +9,6 @@ import keras_hposgld as hs
 from keras_hposgld import distribute
 
 
-@pytest.fixture(scope="session")
-def mirrored():
-    # One for all: TensorFlow mixes up the collectives of two in one process.
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        pytest.skip("needs two logical CPU devices; see conftest.py")
-    return tf.distribute.MirroredStrategy([d.name for d in devices[:2]])
-
-
 def make_data(n=64, seed=0):
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3

@@ -71,17 +71,6 @@ def random_predictions(rng, n=6, classes=3):
     return np.eye(classes)[rng.integers(0, classes, n)], y
 
 
-@pytest.fixture
-def float64():
-    # The policy too: a layer that was made before has fixed it to float32.
-    policy = keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy(policy)
-
-
 def test_taylor_loss_starts_as_the_expansion_of_the_cross_entropy(float64, rng):
     x, y = random_predictions(rng)
     # x log y around x = 0, y = 1/2: third order in all, so x times second.

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_distribute import mirrored  # noqa: F401
 
 import keras_hposgld as hs
 
@@ -303,7 +302,7 @@ def test_moving_statistics_are_means_over_the_tasks():
 
 
 @pytest.mark.parametrize("estimator", ["rmd", "hpo_sgld"])
-def test_two_replicas_compute_what_one_does(mirrored, estimator):  # noqa: F811
+def test_two_replicas_compute_what_one_does(mirrored, estimator):
     estimators = {"rmd": E.RMD(num_steps=3), "hpo_sgld": E.HPOSGLD(1, 2)}
     results = []
     for strategy in (None, mirrored):
