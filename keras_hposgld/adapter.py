@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_hposgld.distribute import local_loss
 from keras_hposgld.hyperparameters.hyperparameter import all_layers
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
+from keras_hposgld.hyperparameters.hyperparameter import not_owned
 from keras_hposgld.problem import BilevelProblem
 
 LAYER_STATES = ("carried", "frozen")
@@ -125,12 +125,7 @@ def _computes_in_float16(model):
 
 def layer_variables(model: keras.Model) -> list[keras.Variable]:
     """State of a model's layers that is neither weight nor hyperparameter."""
-    owned = {
-        id(variable)
-        for owner in find_hyperparameters(model)
-        for variable in owner.fixed_variables
-    }
-    return [v for v in model.non_trainable_variables if id(v) not in owned]
+    return not_owned(model.non_trainable_variables, model)
 
 
 def tensors(variables: list[keras.Variable]) -> list[tf.Tensor]:

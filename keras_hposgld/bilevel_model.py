@@ -98,8 +98,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
         self.filter = filter
         self.example_weights = example_weights
         self.starting_weights = WeightCopies("starting_weights")
-        if model.built:
-            self.built = True
+        if self.built:
             self.find_hyperparameters()
 
     def compile(
@@ -269,7 +268,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
             self._prepare()
             if self.start == "initial" and not self.starting_weights.are_set:
                 self.starting_weights.remember(self.trainable_variables)
-        warn_if_too_much(self.memory_estimate())
+        warn_if_too_much(self._memory_estimate())
         num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
         chains = distribute.distribute_chains(
             self.strategy,
@@ -313,6 +312,9 @@ class BilevelModel(LearnedHyperparameters, Learner):
                 "before `memory_estimate()`."
             )
         self._prepare()
+        return self._memory_estimate()
+
+    def _memory_estimate(self):
         copies = [
             *self.starting_weights.values,
             *self.outer_level.memory.values,

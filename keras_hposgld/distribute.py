@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from keras_hposgld import estimators
 from keras_hposgld.estimators.estimator import batch_at
+from keras_hposgld.estimators.loop import run_steps
 from keras_hposgld.sgld import clip_as
 
 Strategy = tf.distribute.Strategy
@@ -171,15 +172,12 @@ def run_chain(
     if averages_in_loops(strategy):
         estimate = strategy.run(run_whole, args=batches)
     else:
-        _, state = tf.while_loop(
-            lambda index, state: index < estimator.num_steps,
-            lambda index, state: (
-                index + 1,
-                strategy.run(step, args=(state, index, *batches)),
+        state = run_steps(
+            lambda state, index: strategy.run(
+                step, args=(state, index, *batches)
             ),
-            (tf.constant(0), strategy.run(init)),
-            parallel_iterations=1,
-            maximum_iterations=estimator.num_steps,
+            strategy.run(init),
+            estimator.num_steps,
         )
         estimate = strategy.run(finish, args=(state, *batches))
 

@@ -5,8 +5,8 @@ import warnings
 import keras
 import numpy as np
 
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.hyperparameter import not_owned
 from keras_hposgld.hyperparameters.weight_penalty import WeightPenalty
 
 
@@ -40,13 +40,7 @@ def export_model(model: keras.Model) -> keras.Model:
         return type(layer).from_config(config)
 
     exported = clone(model, plain)
-    learned = {
-        id(variable)
-        for owner in find_hyperparameters(model)
-        for variable in owner.fixed_variables
-    }
-    weights = [weight for weight in model.weights if id(weight) not in learned]
-    copy_weights(weights, exported.weights)
+    copy_weights(not_owned(model.weights, model), exported.weights)
     for weight in exported.weights:
         if isinstance(weight.regularizer, Hyperparameter | WeightPenalty):
             raise ValueError(

@@ -39,6 +39,8 @@ class Learner(SavedLearner):
         self.model = model
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.outer_level = OuterLevel()
+        if model.built:
+            self.built = True
 
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)

@@ -16,18 +16,16 @@ from keras_hposgld import estimators
 from keras_hposgld import export
 from keras_hposgld.data.batches import check_element
 from keras_hposgld.estimators import descent
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
-from keras_hposgld.hyperparameters.hyperparameter import variables_of
 from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.learner import Learner
 from keras_hposgld.meta_problem import MetaProblem
 from keras_hposgld.safeguards import StopOnNonFinite
 from keras_hposgld.sgld import fold_in
 from keras_hposgld.sgld import SGLD
-
-# How many tasks of a meta-batch may be computed at a time: each in flight
-# holds its own weights and activations.
-PARALLEL_TASKS = 8
+from keras_hposgld.tasks import flat
+from keras_hposgld.tasks import mean
+from keras_hposgld.tasks import over_tasks
+from keras_hposgld.tasks import summable
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
@@ -88,12 +86,6 @@ class MetaModel(LearnedHyperparameters, Learner):
 
     regularizer = filter = None  # learned ones come with the layers
 
-    def __init__(self, model: keras.Model, seed: int | None = None, name=None):
-        super().__init__(model, seed=seed, name=name)
-        self._adapt_function = None
-        if model.built:
-            self.built = True
-
     def compile(
         self,
         optimizer: SGLD,
@@ -138,11 +130,6 @@ class MetaModel(LearnedHyperparameters, Learner):
             ValueError: If an argument is unknown or out of range.
         """
         self.check_sampler(optimizer)
-        if not 0 <= proximal < float("inf"):
-            raise ValueError(
-                "`proximal` must be a finite number, 0 or above. "
-                f"Received: proximal={proximal}."
-            )
         if hypergradient is None:
             hypergradient = estimators.HPOSGLD(0, 5, curvature="telescoped")
         self.outer_level.configure(
@@ -152,7 +139,7 @@ class MetaModel(LearnedHyperparameters, Learner):
             layer_state=layer_state,
             max_skipped_updates=max_skipped_updates,
         )
-        self.proximal = float(proximal)
+        self.proximal = estimators.check_number("proximal", proximal)
         self.adaptation_steps = estimators.check_count(
             "adaptation_steps",
             self.hypergradient.num_steps
@@ -173,7 +160,6 @@ class MetaModel(LearnedHyperparameters, Learner):
 
     def _prepare(self):
         weights = self.trainable_variables
-        owners = self.find_hyperparameters()
         # Replicas meet once an iteration, so that any estimator will do.
         distribute.check(
             self.strategy,
@@ -182,13 +168,15 @@ class MetaModel(LearnedHyperparameters, Learner):
             self.jit_compile,
             self.steps_per_execution,
         )
-        self.outer_level.prepare(weights, owners, self.optimizer, weights)
+        self.outer_level.prepare(
+            weights, self.find_hyperparameters(), self.optimizer, weights
+        )
         self.track_for_checkpoints()
 
     @property
     def owned_hyperparameters(self) -> list[keras.Variable]:
         """Those that layers and losses own."""
-        return variables_of(find_hyperparameters(self))
+        return super().hyperparameters
 
     @property
     def hyperparameters(self) -> list[keras.Variable]:
@@ -292,17 +280,7 @@ class MetaModel(LearnedHyperparameters, Learner):
         number, sums = distribute.sum_over_replicas(
             self.strategy, self._estimate_tasks, tasks
         )
-        inner_loss, outer_loss, hypergradient, layer_state = (
-            tf.nest.map_structure(
-                # Counters are integers, and the same in all tasks.
-                lambda x: (
-                    x // tf.cast(number, x.dtype)
-                    if x.dtype.is_integer
-                    else x / tf.cast(number, x.dtype)
-                ),
-                sums,
-            )
-        )
+        inner_loss, outer_loss, hypergradient, layer_state = mean(sums, number)
 
         def keep_layer_state():
             variables = adapter.layer_variables(self.model)
@@ -337,7 +315,7 @@ class MetaModel(LearnedHyperparameters, Learner):
                 estimate.inner_loss,
                 estimate.outer_loss,
                 estimate.hypergradient,
-                [_summable(value) for value in layer_state],
+                [summable(value) for value in layer_state],
             )
             if not shows_metrics:
                 return sums, ()
@@ -354,21 +332,21 @@ class MetaModel(LearnedHyperparameters, Learner):
             zero,
             [tf.zeros_like(v.value) for v in self.hyperparameters],
             [
-                tf.zeros_like(_summable(value))
+                tf.zeros_like(summable(value))
                 for value in adapter.tensors(
                     adapter.layer_variables(self.model)
                 )
             ],
         )
         spec = self._prediction_spec(tasks[1][0]) if shows_metrics else ()
-        number, sums, y_pred = _over_tasks(estimate_task, tasks, zeros, spec)
+        number, sums, y_pred = over_tasks(estimate_task, tasks, zeros, spec)
         if shows_metrics:
             self._count_metrics(tasks[1], y_pred)
         return number, sums
 
     def _count_metrics(self, query, y_pred):
-        x, y, sample_weight = _flat(keras.utils.unpack_x_y_sample_weight(query))
-        self.compute_metrics(x, y, _flat(y_pred), sample_weight)
+        x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
+        self.compute_metrics(x, y, flat(y_pred), sample_weight)
 
     def _adapt(self, support, number, num_steps):
         """The problem of a task, its chain and the state after some steps."""
@@ -388,7 +366,7 @@ class MetaModel(LearnedHyperparameters, Learner):
             )
 
         spec = self._prediction_spec(tasks[1])
-        return _over_tasks(predict, tasks, (), spec)[-1]
+        return over_tasks(predict, tasks, (), spec)[-1]
 
     def _prediction_spec(self, x):
         """What the model predicts for the queries of one task, as specs."""
@@ -401,8 +379,8 @@ class MetaModel(LearnedHyperparameters, Learner):
     def test_step(self, tasks):
         """Losses and metrics of the queries, after adaptation."""
         support, query = tasks
-        y_pred = _flat(self._predict_queries((support, query[0])))
-        x, y, sample_weight = _flat(keras.utils.unpack_x_y_sample_weight(query))
+        y_pred = flat(self._predict_queries((support, query[0])))
+        x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
         loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
         adapter.loss_metric(self).update_state(
             distribute.local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
@@ -469,60 +447,3 @@ class MetaModel(LearnedHyperparameters, Learner):
             "proximal": self.proximal,
             "adaptation_steps": self.adaptation_steps,
         }
-
-
-def _over_tasks(function, tasks, zeros, spec):
-    """Applies a function to each task of a meta-batch, some at a time.
-
-    Args:
-        function: Function of a number and a task, to a structure of numbers
-            to be summed and one to be stacked.
-        tasks: Structure of tensors with a leading axis.
-        zeros: Structure of the sums at first.
-        spec: Structure of `KerasTensor`s like what is stacked.
-
-    Returns:
-        The number of tasks, the sums, and what was stacked.
-    """
-    number = tf.shape(tf.nest.flatten(tasks)[0])[0]
-    first = number * distribute.replica_number()
-    stacks = tf.nest.map_structure(
-        lambda x: tf.TensorArray(x.dtype, number, element_shape=x.shape), spec
-    )
-
-    def body(index, sums, stacks):
-        task = tf.nest.map_structure(lambda x: tf.gather(x, index), tasks)
-        terms, parts = function(first + index, task)
-        return (
-            index + 1,
-            tf.nest.map_structure(lambda a, b: a + b, sums, terms),
-            tf.nest.map_structure(
-                lambda stack, part: stack.write(index, part), stacks, parts
-            ),
-        )
-
-    _, sums, stacks = tf.while_loop(
-        lambda index, *_: index < number,
-        body,
-        (tf.constant(0), zeros, stacks),
-        parallel_iterations=PARALLEL_TASKS,
-        maximum_iterations=number,
-    )
-    return number, sums, tf.nest.map_structure(lambda s: s.stack(), stacks)
-
-
-def _summable(value):
-    # Seeds may be unsigned, where a sum would wrap around.
-    return value if value.dtype.is_floating else tf.cast(value, tf.int64)
-
-
-def _flat(structure):
-    """Merges the axes of tasks and of examples."""
-    return tf.nest.map_structure(
-        lambda x: (
-            None
-            if x is None
-            else tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
-        ),
-        structure,
-    )

@@ -5,6 +5,7 @@ from keras_hposgld.estimators.driver import hypergradient
 from keras_hposgld.estimators.driver import run_chain
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import check_count
+from keras_hposgld.estimators.estimator import check_number
 from keras_hposgld.estimators.estimator import deserialize
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import get
@@ -33,6 +34,7 @@ __all__ = [
     "RMDFO",
     "ScoreCovariance",
     "check_count",
+    "check_number",
     "deserialize",
     "get",
     "hypergradient",

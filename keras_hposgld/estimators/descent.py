@@ -12,6 +12,7 @@ from keras_hposgld.derivatives import linearize_gradient
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.loop import run_steps
 
 
 class DescentState(NamedTuple):
@@ -41,19 +42,13 @@ def descend(chain: Chain, state, index, inner_batch) -> DescentState:
     )
 
 
-def run(chain: Chain, params: list, num_steps, inner_batches=None):
-    """The state after `num_steps` steps, an integer or integer tensor."""
-    _, state = tf.while_loop(
-        lambda index, state: index < num_steps,
-        lambda index, state: (
-            index + 1,
-            descend(chain, state, index, batch_at(inner_batches, index)),
-        ),
-        (tf.constant(0), start(chain, params)),
-        parallel_iterations=1,
-        maximum_iterations=num_steps,
+def run(chain: Chain, params: list, num_steps: Any) -> DescentState:
+    """The state after some steps, without batches of data."""
+    return run_steps(
+        lambda state, index: descend(chain, state, index, None),
+        start(chain, params),
+        num_steps,
     )
-    return state
 
 
 def linearize_inner(chain: Chain, params, carry, inner_batch, sources):

@@ -13,6 +13,7 @@ from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.loop import run_steps
 from keras_hposgld.problem import BilevelProblem
 from keras_hposgld.sgld import SGLD
 
@@ -41,25 +42,16 @@ def run_chain(
     # as `initial_params`), a tape could not tell the two apart.
     params = [tf.identity(param) for param in params]
 
-    def body(index, state):
-        state = estimator.step(
+    def step(state, index):
+        return estimator.step(
             chain,
             state,
             index,
             batch_at(inner_batches, index),
             batch_at(outer_batches, index),
         )
-        return index + 1, state
 
-    _, state = tf.while_loop(
-        lambda index, state: index < estimator.num_steps,
-        body,
-        (tf.constant(0), estimator.init(chain, params)),
-        # The loop must not run ahead: each iteration in flight holds a copy
-        # of the activations and the weights.
-        parallel_iterations=1,
-        maximum_iterations=estimator.num_steps,
-    )
+    state = run_steps(step, estimator.init(chain, params), estimator.num_steps)
     return estimator.finish(chain, state, inner_batches, outer_batches)
 
 

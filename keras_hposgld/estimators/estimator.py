@@ -271,3 +271,15 @@ def check_count(name: str, value, minimum: int) -> int:
             f"`{name}` must be at least {minimum}. Received: {name}={value}."
         )
     return int(value)
+
+
+def check_number(name: str, value, zero_allowed: bool = True) -> float:
+    """Checks a float argument of an estimator and returns it."""
+    in_range = value >= 0 if zero_allowed else value > 0
+    if not (in_range and value < float("inf")):
+        bound = "0 or above" if zero_allowed else "above 0"
+        raise ValueError(
+            f"`{name}` must be a finite number {bound}. "
+            f"Received: {name}={value}."
+        )
+    return float(value)

@@ -14,6 +14,7 @@ from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import check_count
+from keras_hposgld.estimators.estimator import check_number
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
@@ -198,15 +199,3 @@ class IFTCG(ImplicitEstimator):
             "tolerance": self.tolerance,
             "num_steps": self.num_steps,
         }
-
-
-def check_number(name: str, value, zero_allowed: bool = True) -> float:
-    """Checks a float argument of an estimator and returns it."""
-    in_range = value >= 0 if zero_allowed else value > 0
-    if not (in_range and value < float("inf")):
-        bound = "0 or above" if zero_allowed else "above 0"
-        raise ValueError(
-            f"`{name}` must be a finite number {bound}. "
-            f"Received: {name}={value}."
-        )
-    return float(value)

@@ -140,6 +140,18 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return model._flatten_layers()
 
 
+def not_owned(
+    variables: list[keras.Variable], model: keras.Model
+) -> list[keras.Variable]:
+    """Those variables which no hyperparameter object of a model owns."""
+    owned = {
+        id(variable)
+        for owner in find_hyperparameters(model)
+        for variable in owner.fixed_variables
+    }
+    return [variable for variable in variables if id(variable) not in owned]
+
+
 def variables_of(owners: list[Hyperparameter]) -> list[keras.Variable]:
     """The unconstrained variables of hyperparameters, in a fixed order."""
     return [
