@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.hyperparameters.bounded_penalty import bounded_penalty
+
 
 class WeightPenalty:
     """The regularization of one weight, as Keras calls it.
@@ -26,14 +28,24 @@ class WeightPenalty:
 
     def __call__(self, weight):
         weight = tf.convert_to_tensor(weight)
-        total = 0.0
-        for power, strength in self._aligned_strengths().items():
-            deviation = tf.cast(weight, strength.dtype)
-            if self.center is not None:
-                deviation -= tf.convert_to_tensor(self.center)
-            size = tf.abs(deviation) if power == "l1" else deviation**2
-            total += tf.reduce_sum(strength * size)
-        return total
+        return sum(
+            self._penalty(weight, power, tf.convert_to_tensor(variable))
+            for power, variable in self.strengths.items()
+        )
+
+    def _penalty(self, weight, power, unconstrained):
+        deviation = tf.cast(weight, unconstrained.dtype)
+        if self.center is not None:
+            deviation -= tf.convert_to_tensor(self.center)
+        if self.owner.bijector is None:
+            return bounded_penalty(
+                deviation,
+                tf.reshape(unconstrained, self.owner.aligned(self.shape)),
+                power,
+                self.owner.max_value,
+            )
+        size = tf.abs(deviation) if power == "l1" else deviation**2
+        return tf.reduce_sum(self._aligned_strengths()[power] * size)
 
     def strength_values(self) -> dict[str, np.ndarray]:
         """The strengths as NumPy arrays that broadcast against the weight."""
