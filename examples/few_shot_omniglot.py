@@ -81,7 +81,7 @@ def parse(arguments=None):
     parser.add_argument("--meta-batch-size", type=int, default=4)
     parser.add_argument("--queries", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.4)
-    parser.add_argument("--hyper-learning-rate", type=float, default=2e-3)
+    parser.add_argument("--hyper-learning-rate", type=float, default=5e-3)
     parser.add_argument("--adaptation-steps", type=int, default=3)
     parser.add_argument("--test-episodes", type=int, default=1000)
     parser.add_argument(
@@ -166,15 +166,17 @@ def make_tasks(characters, shots, queries, **arguments):
 
 
 def make_network(image_shape, filters):
-    """Four strided convolutions, as in the paper of MAML.
+    """Four strided convolutions, nearly as in the paper of MAML.
 
-    They are normalized by the statistics of whatever batch they see, also in
-    inference: the queries of a task are looked at together.
+    The first, whose images are the largest, has half of the filters: that
+    takes half of the time. All are normalized by the statistics of whatever
+    batch they see, also in inference: the queries of a task are looked at
+    together.
     """
     inputs = keras.Input(image_shape)
     x = keras.layers.Rescaling(1 / 255)(inputs)
-    for _ in range(4):
-        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same")(x)
+    for width in (filters // 2, filters, filters, filters):
+        x = keras.layers.Conv2D(width, 3, strides=2, padding="same")(x)
         x = keras.layers.BatchNormalization()(x, training=True)
         x = keras.layers.Activation("relu")(x)
     outputs = keras.layers.Dense(WAYS)(keras.layers.Flatten()(x))

@@ -289,15 +289,19 @@ def make_approximation(alpha, num_steps):
         seed=tf.constant([0, 0]),
     )
     state = estimator.init(chain, [tf.constant(START, tf.float64)])
-    jacobian, exact_sum, lines = 0.0, 0.0, []
+    jacobian, g, h, exact_sum, lines = 0.0, 0.0, 0.0, 0.0, []
     for m in range(1, num_steps + 1):
-        old_g, old_jacobian = float(state.g[0]), jacobian
+        old_h, old_g, old_jacobian = float(state.h[0]), g, jacobian
         jacobian -= alpha * (2 * theta * jacobian + 2 * float(strength))
         state = estimator.step(chain, state, tf.constant(m - 1), None, None)
         theta = float(state.params[0])
         v = -2 * (float(strength) - theta) + 2 * (theta - 0.5)
-        exact_sum += 2 * (float(strength) - theta) + v * jacobian
-        running = abs(float(state.h[0]) - exact_sum) / abs(exact_sum)
+        direct = 2 * (float(strength) - theta)
+        exact_sum += direct + v * jacobian
+        # The estimator counts a step in all of the samples to come.
+        g += (float(state.h[0]) - old_h - direct) / (num_steps - m + 1)
+        h += direct + g
+        running = abs(h - exact_sum) / abs(exact_sum)
         lines.append([m, v * old_jacobian, old_g, running])
     return lines
 

@@ -35,11 +35,13 @@ def plus_scaled(left: list, scale, right: list) -> list:
 def dot(left: list, right: list) -> tf.Tensor:
     """The inner product, in the dtype of the first tensor."""
     dtype = left[0].dtype
-    return tf.add_n(
-        [
+    return sum(
+        (
             tf.cast(tf.reduce_sum(a * tf.cast(b, a.dtype)), dtype)
             for a, b in zip(left, right, strict=True)
-        ]
+            if b is not None
+        ),
+        start=tf.zeros([], dtype),
     )
 
 

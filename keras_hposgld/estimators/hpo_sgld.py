@@ -13,10 +13,12 @@ h = 0, and repeats for m = 1, ..., B + M:
           where v_m = df/dtheta(theta^m)
     (25)  h <- h + (df/dlambda(theta^m) + g_m) / M, for m > B.
 
-(alpha is the paper's epsilon / 2, once the temperature is out of log p.) As D0
-is the same all along the chain, g_m is kept in two parts, `g` in the space of
-lambda and `u` in the space of theta, with g_m = g + u . D0; D0 is met once, at
-the end. Without `initial_params` D0 is zero, and there is no `u`.
+(alpha is the paper's epsilon / 2, once the temperature is out of log p.) What a
+step adds to g_m stays in it, so it is part of every sample that is still to
+come. It is counted at once as often as that, and only h is kept, no g. As D0 is
+the same all along the chain, h is kept in two parts, `h` in the space of lambda
+and `u` in the space of theta, with h = h + u . D0; D0 is met once, at the end.
+Without `initial_params` D0 is zero, and there is no `u`.
 """
 
 from typing import Any
@@ -44,14 +46,13 @@ CURVATURES = ("paper", "telescoped")
 
 
 class HPOSGLDState(NamedTuple):
-    """What the next step needs. Sums run over the samples, m > B."""
+    """What the next step needs."""
 
     params: list  # theta^m
     carry: Any
-    g: list
+    h: list  # sum over all samples, as far as it is known by now
     u: list
-    h: list  # sum of df/dlambda + g
-    u_sum: list
+    along: tf.Tensor  # the component of g_m along h
     outer: Any  # f and its derivatives, where they are not renewed each step
     losses: SampledLosses
     error: BatchMeans
@@ -123,10 +124,9 @@ class HPOSGLD(HypergradientEstimator):
         return HPOSGLDState(
             params=params,
             carry=chain.problem.initial_carry,
-            g=zeros_like(chain.hyperparameters),
-            u=zeros_like(moving_start),
             h=zeros_like(chain.hyperparameters),
-            u_sum=zeros_like(moving_start),
+            u=zeros_like(moving_start),
+            along=tf.zeros([], chain.hyperparameters[0].dtype),
             outer=unknown(chain, params, self.outer_every),
             losses=SampledLosses.zero(self.num_samples, params[0].dtype),
             error=BatchMeans.zero(chain.hyperparameters[0].dtype),
@@ -172,30 +172,33 @@ class HPOSGLD(HypergradientEstimator):
         mixed, hessian = products[: len(hypers)], products[len(hypers) :]
         chain.report_unused(mixed, direct)
         alpha = chain.learning_rate(index, dtype)
-        g = plus_scaled(state.g, -alpha, mixed)
-        u = plus_scaled(state.u, -alpha, hessian)
+        to_come = tf.minimum(self.num_samples, self.num_steps - index)
+        to_come = tf.cast(to_come, dtype)
+        is_sample = tf.cast(m > self.burn_in, dtype)
+        h = plus_scaled(state.h, -alpha * to_come, mixed)
+        u = plus_scaled(state.u, -alpha * to_come, hessian)
         if u and self.curvature == "paper":
             change = self._change_of_v(chain, outer_objective, state, params, m)
-            u = u_m = plus(u, change)
-        else:
+            u = plus_scaled(u, to_come, change)
+        elif u:
             # v_0 + (v_1 - v_0) + ... + (v_m - v_{m-1}) = v_m
-            u_m = plus(u, v) if u else u
+            u = plus_scaled(u, is_sample, v)
 
         # (25), the division by M left to the end.
-        sampled = tf.cast(m > self.burn_in, dtype)
-        sample = plus(g, direct)
-        h = plus_scaled(state.h, sampled, sample)
+        h = plus_scaled(h, is_sample, direct)
+        along = state.along - alpha * component_along(h, mixed)
         return HPOSGLDState(
             params=params,
             carry=inner.carry,
-            g=g,
-            u=u,
             h=h,
-            u_sum=plus_scaled(state.u_sum, sampled, u_m),
+            u=u,
+            along=along,
             outer=outer,
             losses=state.losses.add(value, f, m - self.burn_in),
             error=state.error.add(
-                component_along(h, sample), m - self.burn_in, self.num_samples
+                along + component_along(h, direct),
+                m - self.burn_in,
+                self.num_samples,
             ),
         )
 
@@ -221,7 +224,7 @@ class HPOSGLD(HypergradientEstimator):
             error = None  # the samples were followed in lambda's part alone
             start = chain.problem.initial_params
             through_start = vector_jacobian_product(
-                start, chain.hyperparameters, state.u_sum
+                start, chain.hyperparameters, state.u
             )
             h = plus(h, through_start)
         return Estimate(
@@ -235,9 +238,9 @@ class HPOSGLD(HypergradientEstimator):
         )
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
-        # theta before and after, a gradient, v (and v of before); g, h and a
+        # theta before and after, a gradient, v (and v of before); h and a
         # product, before and after.
-        return 4 + (self.outer_every > 1), 4
+        return 4 + (self.outer_every > 1), 3
 
     def get_config(self) -> dict:
         return {
