@@ -165,22 +165,51 @@ def make_tasks(characters, shots, queries, **arguments):
     )
 
 
+@keras.saving.register_keras_serializable(package="few_shot_omniglot")
+class TaskNormalization(keras.layers.Layer):
+    """Normalizes channels by the statistics of the images that it sees.
+
+    So does batch normalization in training. Here it is the same in inference,
+    as the queries of a task are looked at together, and nothing is kept.
+    """
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+        self.offset = self.add_weight(shape=shape[-1:], initializer="zeros")
+
+    def call(self, x):
+        x -= keras.ops.mean(x, axis=(0, 1, 2))
+        variance = keras.ops.mean(x * x, axis=(0, 1, 2))
+        return x * (self.scale * keras.ops.rsqrt(variance + 1e-3)) + self.offset
+
+
 def make_network(image_shape, filters):
     """Four strided convolutions, nearly as in the paper of MAML.
 
     The first, whose images are the largest, has half of the filters: that
-    takes half of the time. All are normalized by the statistics of whatever
-    batch they see, also in inference: the queries of a task are looked at
-    together.
+    takes half of the time.
     """
     inputs = keras.Input(image_shape)
     x = keras.layers.Rescaling(1 / 255)(inputs)
     for width in (filters // 2, filters, filters, filters):
-        x = keras.layers.Conv2D(width, 3, strides=2, padding="same")(x)
-        x = keras.layers.BatchNormalization()(x, training=True)
-        x = keras.layers.Activation("relu")(x)
-    outputs = keras.layers.Dense(WAYS)(keras.layers.Flatten()(x))
-    return keras.Model(inputs, outputs)
+        x = keras.layers.Conv2D(
+            width, 3, strides=2, padding="same", use_bias=False
+        )(x)
+        x = keras.layers.Activation("relu")(TaskNormalization()(x))
+    head = keras.layers.Dense(WAYS, kernel_initializer="zeros", name="head")
+    return keras.Model(inputs, head(keras.layers.Flatten()(x)))
+
+
+class ZeroHead(keras.callbacks.Callback):
+    """Keeps the initial weights of the last layer at zero.
+
+    Which class of a task comes first is arbitrary, so initial weights of the
+    last layer are noise (Kao, Chiu and Chen, ICLR 2022).
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        for weight in self.model.model.get_layer("head").trainable_variables:
+            weight.assign(keras.ops.zeros_like(weight))
 
 
 def accuracy_of_tasks(meta, tasks):
@@ -269,7 +298,11 @@ def run(method, shots, data, options):
         meta, test_tasks(options.test_episodes // 5, 1), 60 * options.minutes
     )
     meta.fit(
-        tasks, steps_per_epoch=10**9, epochs=1, callbacks=[course], verbose=0
+        tasks,
+        steps_per_epoch=10**9,
+        epochs=1,
+        callbacks=[ZeroHead(), course],
+        verbose=0,
     )
     accuracies = accuracy_of_tasks(meta, test_tasks(options.test_episodes, 2))
     return course.points, accuracies

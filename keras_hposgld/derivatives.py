@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_hposgld.moments import exact_moments
+
 
 class LinearizedGradient(NamedTuple):
     """The gradient of an objective at one point, ready to be differentiated.
@@ -64,7 +66,8 @@ def linearize_gradient(
         second_tape.watch(sources)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(params)
-            value, carry = objective(params)
+            with exact_moments():
+                value, carry = objective(params)
         gradient = tape.gradient(
             value,
             params,

@@ -40,8 +40,9 @@ class MetaModel(LearnedHyperparameters, Learner):
 
     What layers hold besides weights (moving statistics, counters of dropout)
     goes through each chain on its own, and the model keeps the mean over the
-    tasks. Normalization over the batch has little to rest on in a task of few
-    examples: prefer a normalization of each example.
+    tasks. In inference, batch normalization takes its moving statistics, which
+    do not follow a task: a layer that always normalizes by what it sees (the
+    example on Omniglot has one) adapts better, if queries come together.
 
     Args:
         model: `keras.Model`.
