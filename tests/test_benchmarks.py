@@ -53,3 +53,13 @@ def test_vit_b16(tmp_path):
     assert weights == hyperparameters == results["plain Adam"][0]
     assert seconds > 0 and peak >= before > 0
     assert "HPO-SGLD" in (tmp_path / "vit_b16.txt").read_text()
+
+
+def test_outer_every(tmp_path):
+    example = load("outer_every", EXAMPLES / "benchmarks")
+    results = example.main(["--quick", "--output", str(tmp_path)])
+    for start in ("fresh", "trained"):
+        for name in example.ESTIMATORS:
+            (near, _), (far, _) = (results[start][name, k] for k in (2, 5))
+            assert far < near < 1.0  # it goes with the interval
+    assert "AdjointSGLD" in (tmp_path / "outer_every.txt").read_text()

@@ -1,0 +1,166 @@
+"""What `outer_every` does to the hypergradient.
+
+A small convolutional network on scikit-learn's digits, one L2 strength for each
+weight, chains of 20 steps on real batches. The hypergradient with the outer
+gradient at every k-th step is held to the one with it at every step: the same
+weights, batches and estimator, so that k is all that differs. From weights as
+they are at the start of training, and from weights that were trained.
+
+    python examples/benchmarks/outer_every.py [--quick] [--repeats 10]
+        [--output FOLDER]
+"""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+
+import keras_hposgld as hs  # noqa: E402
+
+NUM_STEPS = 20
+BATCH_SIZE = 64
+LEARNING_RATE = 0.02
+ESTIMATORS = {
+    "HPO-SGLD": hs.estimators.HPOSGLD,
+    "AdjointSGLD": hs.estimators.AdjointSGLD,
+}
+
+
+def make_model():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.Conv2D(32, 3, strides=2, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(10),
+        ]
+    )
+
+
+def make_problem(model):
+    """The bilevel problem of log strengths, one for each weight."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def outer(log_strengths, weights, batch):
+        x, y = batch
+        return loss(y, model.stateless_call(weights, [], x)[0])
+
+    def inner(log_strengths, weights, batch):
+        penalties = [
+            tf.reduce_sum(tf.exp(s) * w**2)
+            for s, w in zip(log_strengths, weights, strict=True)
+        ]
+        return outer(log_strengths, weights, batch) + tf.add_n(penalties)
+
+    return hs.BilevelProblem(inner, outer)
+
+
+def draw(rng, x, y):
+    """The batches of a chain."""
+    rows = rng.integers(0, len(x), (NUM_STEPS, BATCH_SIZE))
+    return tf.constant(x[rows]), tf.constant(y[rows])
+
+
+def compare(problem, weights, batches, intervals):
+    """Cosine and ratio of lengths to k = 1, by estimator and k."""
+    half = NUM_STEPS // 2
+    strengths = [tf.fill(w.shape, tf.math.log(1e-3)) for w in weights]
+    sampler = hs.SGLD(LEARNING_RATE, seed=0)
+    results = {}
+    for name, kind in ESTIMATORS.items():
+        vectors = {}
+        for interval in (1, *intervals):
+            estimator = kind(half, half, outer_every=interval)
+
+            @tf.function(autograph=False)
+            def solve(inner, outer, estimator=estimator):
+                return hs.hypergradient(
+                    problem,
+                    strengths,
+                    weights,
+                    estimator=estimator,
+                    sampler=sampler,
+                    inner_batches=inner,
+                    outer_batches=outer,
+                ).hypergradient
+
+            vectors[interval] = [
+                np.concatenate([np.ravel(part) for part in solve(*pair)])
+                for pair in batches
+            ]
+        for interval in intervals:
+            pairs = list(zip(vectors[1], vectors[interval], strict=True))
+            lengths = [[np.linalg.norm(v) for v in pair] for pair in pairs]
+            cosines = [
+                a @ b / (m * n)
+                for (a, b), (m, n) in zip(pairs, lengths, strict=True)
+            ]
+            ratios = [n / m for m, n in lengths]
+            results[name, interval] = np.mean(cosines), np.mean(ratios)
+    return results
+
+
+def format_table(results, intervals):
+    heads = [f"{start + ': cosine':>18s} {'length':>7s}" for start in results]
+    lines = [f"{'':12s} {'k':>3s}" + "".join(heads), "-" * 68]
+    for name in ESTIMATORS:
+        for interval in intervals:
+            cells = "".join(
+                f"{found[name, interval][0]:18.4f} "
+                f"{found[name, interval][1]:7.3f}"
+                for found in results.values()
+            )
+            lines.append(f"{name:12s} {interval:3d}{cells}")
+    return "\n".join(lines)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two intervals")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent.parent / "output",
+    )
+    options = parser.parse_args(arguments)
+    intervals, epochs = (2, 5, 10, 20), 15
+    if options.quick:
+        intervals, epochs, options.repeats = (2, 5), 1, 2
+    options.output.mkdir(parents=True, exist_ok=True)
+    x, y = load_digits(return_X_y=True)
+    x = (x.reshape(-1, 8, 8, 1) / 16).astype("float32")
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    model = make_model()
+    problem = make_problem(model)
+    batches = [
+        (draw(rng, x[:900], y[:900]), draw(rng, x[900:], y[900:]))
+        for _ in range(options.repeats)
+    ]
+    results = {}
+    for start in ("fresh", "trained"):
+        if start == "trained":
+            model.compile(
+                keras.optimizers.SGD(0.1),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            )
+            model.fit(x[:900], y[:900], epochs=epochs, verbose=0)
+        weights = [tf.constant(v.numpy()) for v in model.trainable_variables]
+        results[start] = compare(problem, weights, batches, intervals)
+    table = format_table(results, intervals)
+    print(table)
+    (options.output / "outer_every.txt").write_text(table + "\n")
+    return results
+
+
+if __name__ == "__main__":
+    main()
