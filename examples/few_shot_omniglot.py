@@ -63,6 +63,7 @@ def methods():
             estimators.IFTCG(max_iterations=3, damping=50.0, num_steps=5),
             {
                 "proximal": 2.0,
+                "adaptation_steps": 3,
                 "optimizer": hs.SGLD(0.2),
                 "hyper_optimizer": keras.optimizers.Adam(2e-3),
             },
@@ -88,7 +89,12 @@ def parse(arguments=None):
     parser.add_argument("--queries", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.4)
     parser.add_argument("--hyper-learning-rate", type=float, default=5e-3)
-    parser.add_argument("--adaptation-steps", type=int, default=3)
+    parser.add_argument(
+        "--adaptation-steps",
+        type=int,
+        help="when tested; by default 3 with one shot and 1 with more, as more "
+        "steps than it learned with helped with one shot and hurt with five",
+    )
     parser.add_argument("--test-episodes", type=int, default=1000)
     parser.add_argument(
         "--output",
@@ -275,7 +281,8 @@ def run(method, shots, data, options):
     defaults = {
         "optimizer": hs.SGLD(options.learning_rate, seed=options.seed),
         "hyper_optimizer": keras.optimizers.Adam(options.hyper_learning_rate),
-        "adaptation_steps": options.adaptation_steps,
+        "adaptation_steps": options.adaptation_steps
+        or (3 if shots == 1 else 1),
     }
     meta.compile(loss=LOSS, hypergradient=estimator, **defaults | arguments)
     meta_batch = options.meta_batch_size

@@ -58,8 +58,9 @@ def test_vit_b16(tmp_path):
 def test_outer_every(tmp_path):
     example = load("outer_every", EXAMPLES / "benchmarks")
     results = example.main(["--quick", "--output", str(tmp_path)])
-    for start in ("fresh", "trained"):
+    for case, found in results.items():
         for name in example.ESTIMATORS:
-            (near, _), (far, _) = (results[start][name, k] for k in (2, 5))
-            assert far < near < 1.0  # it goes with the interval
+            (near, _), (far, _) = found[name, 2], found[name, 5]
+            assert far < near < 1.0, case  # it goes with the interval
+    assert len(results) == 4
     assert "AdjointSGLD" in (tmp_path / "outer_every.txt").read_text()

@@ -4,7 +4,8 @@ A small convolutional network on scikit-learn's digits, one L2 strength for each
 weight, chains of 20 steps on real batches. The hypergradient with the outer
 gradient at every k-th step is held to the one with it at every step: the same
 weights, batches and estimator, so that k is all that differs. From weights as
-they are at the start of training, and from weights that were trained.
+they are at the start of training and from weights that were trained, with
+another outer batch at each step, and with the same larger one at all steps.
 
     python examples/benchmarks/outer_every.py [--quick] [--repeats 10]
         [--output FOLDER]
@@ -69,6 +70,13 @@ def draw(rng, x, y):
     return tf.constant(x[rows]), tf.constant(y[rows])
 
 
+def repeat(x, y):
+    """One batch for all steps of a chain."""
+    shape = NUM_STEPS, 4 * BATCH_SIZE
+    rows = np.broadcast_to(np.arange(shape[1]), shape)
+    return tf.constant(x[rows]), tf.constant(y[rows])
+
+
 def compare(problem, weights, batches, intervals):
     """Cosine and ratio of lengths to k = 1, by estimator and k."""
     half = NUM_STEPS // 2
@@ -109,16 +117,18 @@ def compare(problem, weights, batches, intervals):
 
 
 def format_table(results, intervals):
-    heads = [f"{start + ': cosine':>18s} {'length':>7s}" for start in results]
-    lines = [f"{'':12s} {'k':>3s}" + "".join(heads), "-" * 68]
+    lines = [
+        f"{'cosine, length':15s}" + "".join(f"{case:>19s}" for case in results),
+        "-" * (15 + 19 * len(results)),
+    ]
     for name in ESTIMATORS:
         for interval in intervals:
             cells = "".join(
-                f"{found[name, interval][0]:18.4f} "
-                f"{found[name, interval][1]:7.3f}"
+                f"{found[name, interval][0]:12.4f} "
+                f"{found[name, interval][1]:6.3f}"
                 for found in results.values()
             )
-            lines.append(f"{name:12s} {interval:3d}{cells}")
+            lines.append(f"{name:12s}{interval:3d}{cells}")
     return "\n".join(lines)
 
 
@@ -142,10 +152,12 @@ def main(arguments=None):
     rng = np.random.default_rng(0)
     model = make_model()
     problem = make_problem(model)
-    batches = [
-        (draw(rng, x[:900], y[:900]), draw(rng, x[900:], y[900:]))
-        for _ in range(options.repeats)
-    ]
+    inner = [draw(rng, x[:900], y[:900]) for _ in range(options.repeats)]
+    outer = [draw(rng, x[900:], y[900:]) for _ in range(options.repeats)]
+    batches = {
+        "drawn": list(zip(inner, outer, strict=True)),
+        "one batch": [(pair, repeat(x[900:], y[900:])) for pair in inner],
+    }
     results = {}
     for start in ("fresh", "trained"):
         if start == "trained":
@@ -155,7 +167,10 @@ def main(arguments=None):
             )
             model.fit(x[:900], y[:900], epochs=epochs, verbose=0)
         weights = [tf.constant(v.numpy()) for v in model.trainable_variables]
-        results[start] = compare(problem, weights, batches, intervals)
+        for case, chains in batches.items():
+            results[f"{start}, {case}"] = compare(
+                problem, weights, chains, intervals
+            )
     table = format_table(results, intervals)
     print(table)
     (options.output / "outer_every.txt").write_text(table + "\n")
