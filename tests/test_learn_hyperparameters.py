@@ -200,7 +200,12 @@ def test_batches_of_any_size_are_recorded(batch_size, jit_compile):
 
 @pytest.mark.parametrize(
     "estimator",
-    [hs.estimators.AdjointSGLD(2, 3), hs.estimators.IFTCG(num_steps=5)],
+    [
+        # A warm adjoint grows: weights before a normalization that are pulled
+        # to zero have a curvature which the steps cannot follow.
+        hs.estimators.AdjointSGLD(2, 3, warm_start=False),
+        hs.estimators.IFTCG(num_steps=5),
+    ],
 )
 def test_it_learns_which_inputs_count(estimator):
     model = make_model()

@@ -47,7 +47,7 @@ def test_fewer_strengths_take_less():
         for granularity in ("parameter", "tensor")
     )
     assert coarse.hyperparameters == 4
-    assert coarse.chain == fine.chain - 4 * (4000 - 4)
+    assert coarse.chain == fine.chain - 3 * (4000 - 4)
 
 
 def test_linear_memory_is_what_the_estimators_say():
