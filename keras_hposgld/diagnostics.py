@@ -8,8 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from keras_hposgld import estimators
-from keras_hposgld.lists import dot
-from keras_hposgld.lists import norm
+from keras_hposgld.lists import agreement
 from keras_hposgld.problem import BilevelProblem
 from keras_hposgld.sgld import SGLD
 
@@ -123,11 +122,12 @@ def check_hypergradient(
         exact = tf.nest.pack_sequence_as(hyperparameters, exact)
     else:
         exact = solve(flat, reference).hypergradient
-    ours, true = tf.nest.flatten(estimate), tf.nest.flatten(exact)
-    lengths = float(norm(ours)), float(norm(true))
+    cosine_similarity, norm_ratio = agreement(
+        tf.nest.flatten(estimate), tf.nest.flatten(exact)
+    )
     return HypergradientCheck(
-        cosine_similarity=float(dot(ours, true)) / (lengths[0] * lengths[1]),
-        norm_ratio=lengths[0] / lengths[1],
+        cosine_similarity=cosine_similarity,
+        norm_ratio=norm_ratio,
         hypergradient=estimate,
         reference=exact,
     )

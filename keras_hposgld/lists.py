@@ -50,6 +50,13 @@ def norm(vector: list) -> tf.Tensor:
     return tf.sqrt(dot(vector, vector))
 
 
+def agreement(vector: list, reference: list) -> tuple[float, float]:
+    """Cosine of the angle between two vectors, and the ratio of lengths."""
+    lengths = float(norm(vector)), float(norm(reference))
+    cosine = float(dot(vector, reference)) / (lengths[0] * lengths[1])
+    return cosine, lengths[0] / lengths[1]
+
+
 def component_along(vector: list, sample: list) -> tf.Tensor:
     """The length of a sample's projection on a vector, zero where that is."""
     return tf.math.divide_no_nan(dot(vector, sample), norm(vector))

@@ -23,6 +23,7 @@ import tensorflow as tf  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
+from keras_hposgld.lists import agreement  # noqa: E402
 
 NUM_STEPS = 20
 BATCH_SIZE = 64
@@ -100,19 +101,12 @@ def compare(problem, weights, batches, intervals):
                     outer_batches=outer,
                 ).hypergradient
 
-            vectors[interval] = [
-                np.concatenate([np.ravel(part) for part in solve(*pair)])
-                for pair in batches
-            ]
+            vectors[interval] = [solve(*pair) for pair in batches]
         for interval in intervals:
-            pairs = list(zip(vectors[1], vectors[interval], strict=True))
-            lengths = [[np.linalg.norm(v) for v in pair] for pair in pairs]
-            cosines = [
-                a @ b / (m * n)
-                for (a, b), (m, n) in zip(pairs, lengths, strict=True)
-            ]
-            ratios = [n / m for m, n in lengths]
-            results[name, interval] = np.mean(cosines), np.mean(ratios)
+            pairs = zip(vectors[interval], vectors[1], strict=True)
+            results[name, interval] = np.mean(
+                [agreement(*pair) for pair in pairs], axis=0
+            )
     return results
 
 

@@ -17,8 +17,8 @@ h = 0, and repeats for m = 1, ..., B + M:
 step adds to g_m stays in it, so it is part of every sample that is still to
 come. It is counted at once as often as that, and only h is kept, no g. As D0 is
 the same all along the chain, h is kept in two parts, `h` in the space of lambda
-and `u` in the space of theta, with h = h + u . D0; D0 is met once, at the end.
-Without `initial_params` D0 is zero, and there is no `u`.
+and `u` in the space of theta, whose sum `h` + `u` . D0 is the paper's h; D0 is
+met once, at the end. Without `initial_params` D0 is zero, and there is no `u`.
 """
 
 from typing import Any

@@ -45,18 +45,15 @@ class WeightPenalty:
                 self.owner.max_value,
             )
         size = tf.abs(deviation) if power == "l1" else deviation**2
-        return tf.reduce_sum(self._aligned_strengths()[power] * size)
+        return tf.reduce_sum(self._aligned_strength(power) * size)
 
     def strength_values(self) -> dict[str, np.ndarray]:
         """The strengths as NumPy arrays that broadcast against the weight."""
         return {
-            power: strength.numpy()
-            for power, strength in self._aligned_strengths().items()
+            power: self._aligned_strength(power).numpy()
+            for power in self.strengths
         }
 
-    def _aligned_strengths(self):
-        shape = self.owner.aligned(self.shape)
-        return {
-            power: tf.reshape(self.owner.constrain(variable), shape)
-            for power, variable in self.strengths.items()
-        }
+    def _aligned_strength(self, power):
+        strength = self.owner.constrain(self.strengths[power])
+        return tf.reshape(strength, self.owner.aligned(self.shape))
