@@ -61,12 +61,16 @@ def test_component_is_the_length_of_the_projection():
     assert float(component_along(zeros, sample)) == 0.0
 
 
-def test_estimate_reports_that_of_its_samples(rng, run):
+@pytest.mark.parametrize("direct", [0.0, 0.4])
+def test_estimate_reports_that_of_its_samples(rng, run, direct):
     # One strength for all features, so that a component is a sample's value.
     ridge = problems.Ridge(rng)
     problem = hs.BilevelProblem(
         lambda s, w, batch: ridge.inner(tf.fill([4], s), w, batch),
-        lambda s, w, batch: ridge.outer(tf.zeros([4], s.dtype), w, batch),
+        lambda s, w, batch: (
+            ridge.outer(tf.zeros([4], s.dtype), w, batch)
+            + direct * s * tf.reduce_sum(w**2)
+        ),
     )
     sampler = hs.SGLD(0.05)
     strength = tf.constant(0.3, tf.float64)

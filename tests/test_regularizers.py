@@ -110,7 +110,11 @@ def test_given_bijector_maps_the_strengths_and_is_saved(rng):
         [tfp.bijectors.Scale(np.float32(3.0)), tfp.bijectors.Softplus()]
     )
     owner = hs.regularizers.LearnableL2(0.3, bijector=bijector)
-    owner.attach(keras.Variable(np.ones((2, 2)), dtype="float32"))
+    weight = rng.normal(size=(2, 2)).astype("float32")
+    penalty = owner.attach(keras.Variable(weight))
+    np.testing.assert_allclose(
+        penalty(weight), 0.3 * np.sum(weight**2), rtol=1e-5
+    )
     np.testing.assert_allclose(
         next(iter(owner.hyperparameter_values().values())), 0.3, rtol=1e-5
     )
