@@ -19,6 +19,7 @@ The paper's `epsilon` (equations 10 and 24) is `2 * learning_rate *
 temperature`, and its `kappa` is `noise_scale`.
 """
 
+import functools
 import math
 import numbers
 import random
@@ -29,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 NOISES = ("gaussian", "rademacher")
+COMPILED_SIZE = 2**16
 
 
 def langevin_step(
@@ -67,6 +69,9 @@ def langevin_step(
     scale = noise_scale * tf.sqrt(
         learning_rate * tf.constant(2.0 * temperature, param.dtype)
     )
+    if noise == "rademacher" and _is_large(param.shape):
+        words = _words_of_bits(param.shape.num_elements(), seed)
+        return _compiled_plus_signs(moved, scale, words)
     static = param.shape.is_fully_defined()
     shape = param.shape if static else tf.shape(param)
     return moved + scale * unit_noise(shape, param.dtype, noise, seed)
@@ -87,18 +92,39 @@ def unit_noise(shape, dtype, noise, seed):
     """
     size = tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
     if noise == "rademacher":
-        words = _random_words([-(-size // 32), 1], seed)
-        bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
-        draws = tf.cast(1 - 2 * bits, dtype)
-    else:
-        words = _random_words([2, -(-size // 2)], seed)
-        # The upper 24 bits, centred in their cells: in (0, 1) also in float32.
-        upper = tf.cast(tf.bitwise.right_shift(words[0], 8), dtype)
-        uniform = (upper + 0.5) * 2.0**-24 + 0.5
-        radius = tf.sqrt(-2.0 * tf.math.log(uniform))
-        angle = tf.cast(words[1], dtype) * (2.0 * math.pi * 2.0**-32)
-        draws = tf.stack([radius * tf.cos(angle), radius * tf.sin(angle)])
+        return _signs(_words_of_bits(size, seed), shape, size, dtype)
+    words = _random_words([2, -(-size // 2)], seed)
+    # The upper 24 bits, centred in their cells: in (0, 1) also in float32.
+    upper = tf.cast(tf.bitwise.right_shift(words[0], 8), dtype)
+    uniform = (upper + 0.5) * 2.0**-24 + 0.5
+    radius = tf.sqrt(-2.0 * tf.math.log(uniform))
+    angle = tf.cast(words[1], dtype) * (2.0 * math.pi * 2.0**-32)
+    draws = tf.stack([radius * tf.cos(angle), radius * tf.sin(angle)])
     return tf.reshape(tf.reshape(draws, [-1])[:size], shape)
+
+
+def _signs(words, shape, size, dtype):
+    """Plus or minus one for each bit of the words, as many as are needed."""
+    bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
+    signs = tf.cast(1 - 2 * bits, dtype)
+    return tf.reshape(tf.reshape(signs, [-1])[:size], shape)
+
+
+def _is_large(shape):
+    """Whether a pass over memory costs more than to compile its removal."""
+    return shape.is_fully_defined() and shape.num_elements() >= COMPILED_SIZE
+
+
+# One pass over the memory and not seven. Of logarithm and cosine TensorFlow's
+# own are the faster ones, so that Gaussian noise is left to it.
+@functools.partial(tf.function, autograph=False, jit_compile=True)
+def _compiled_plus_signs(param, scale, words):
+    size = param.shape.num_elements()
+    return param + scale * _signs(words, param.shape, size, param.dtype)
+
+
+def _words_of_bits(number, seed):
+    return _random_words([-(-number // 32), 1], seed)
 
 
 def fold_in(seed, number):
@@ -108,9 +134,16 @@ def fold_in(seed, number):
 
 
 def _random_words(shape, seed):
-    # One named algorithm: the automatic choice depends on the device.
-    return tf.random.stateless_uniform(
-        shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    # `tf.random.stateless_uniform` scrambles its seed first, by a dozen small
+    # operations for each weight; here `fold_in` has done that. One named
+    # algorithm, since the automatic choice depends on the device.
+    key = tf.bitcast(tf.cast(seed, tf.int32), tf.uint64)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape,
+        key=tf.reshape(key, [1]),
+        counter=tf.zeros([2], tf.uint64),
+        alg=tf.random.Algorithm.PHILOX.value,
+        dtype=tf.int32,
     )
 
 

@@ -72,6 +72,25 @@ def test_rademacher_noise_is_plus_or_minus_one():
     assert set(np.unique(draws)) == {-1.0, 1.0}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_weights_take_the_same_rademacher_step(run, dtype, monkeypatch):
+    # Where the pass over the weights is compiled, and where it is not.
+    param = tf.random.stateless_normal([5, 41], [1, 2], dtype=dtype)
+
+    def step():
+        return sgld.langevin_step(
+            *(param, 3.0 * param),
+            **{"learning_rate": 0.03, "temperature": 0.2, "noise_scale": 1.3},
+            **{"noise": "rademacher", "seed": tf.constant([3, 4])},
+        )
+
+    small = step()
+    monkeypatch.setattr(sgld, "COMPILED_SIZE", 200)
+    np.testing.assert_allclose(run(step), small, rtol=1e-6, atol=1e-7)
+    noise = (small - (1.0 - 0.09) * param) / (1.3 * np.sqrt(2 * 0.03 * 0.2))
+    np.testing.assert_allclose(np.abs(noise), 1.0, rtol=1e-5)
+
+
 def test_noise_differs_between_steps_weights_and_seeds():
     sampler = hs.SGLD(0.1, temperature=1.0)
 

@@ -12,7 +12,7 @@ from keras_hposgld.derivatives import linearize_gradient
 from keras_hposgld.derivatives import value_and_gradients
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.loop import run_steps
+from keras_hposgld.estimators.loop import run_pooling_steps
 
 
 class DescentState(NamedTuple):
@@ -44,7 +44,7 @@ def descend(chain: Chain, state, index, inner_batch) -> DescentState:
 
 def run(chain: Chain, params: list, num_steps: Any) -> DescentState:
     """The state after some steps, without batches of data."""
-    return run_steps(
+    return run_pooling_steps(
         lambda state, index: descend(chain, state, index, None),
         start(chain, params),
         num_steps,

@@ -13,7 +13,7 @@ from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.loop import run_steps
+from keras_hposgld.estimators.loop import run_pooling_steps
 from keras_hposgld.problem import BilevelProblem
 from keras_hposgld.sgld import SGLD
 
@@ -51,7 +51,9 @@ def run_chain(
             batch_at(outer_batches, index),
         )
 
-    state = run_steps(step, estimator.init(chain, params), estimator.num_steps)
+    state = run_pooling_steps(
+        step, estimator.init(chain, params), estimator.num_steps
+    )
     return estimator.finish(chain, state, inner_batches, outer_batches)
 
 

@@ -19,6 +19,7 @@ from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.loop import run_pooling_steps
 from keras_hposgld.lists import plus
 from keras_hposgld.lists import plus_scaled
 from keras_hposgld.lists import zeros_like
@@ -108,7 +109,9 @@ class RMD(HypergradientEstimator):
         )
         first = self.num_steps - self.num_kept
 
-        def walk_back(index, adjoint, h):
+        def walk_back(so_far, number):
+            adjoint, h = so_far
+            index = self.num_steps - 1 - number
             params, carry = tf.nest.map_structure(
                 lambda kept: kept.read(index - first), state.path
             )
@@ -123,21 +126,12 @@ class RMD(HypergradientEstimator):
             chain.report_unused(products[: len(hypers)], direct)
             alpha = chain.learning_rate(index, params[0].dtype)
             return (
-                index - 1,
                 plus_scaled(adjoint, -alpha, products[len(hypers) :]),
                 plus_scaled(h, -alpha, products[: len(hypers)]),
             )
 
-        _, adjoint, h = tf.while_loop(
-            lambda index, *_: index >= first,
-            walk_back,
-            (
-                tf.constant(self.num_steps - 1),
-                v,
-                plus(zeros_like(hypers), direct),
-            ),
-            parallel_iterations=1,
-            maximum_iterations=self.num_kept,
+        adjoint, h = run_pooling_steps(
+            walk_back, (v, plus(zeros_like(hypers), direct)), self.num_kept
         )
         start = chain.problem.initial_params
         if start is not None and self.num_kept == self.num_steps:

@@ -1,0 +1,102 @@
+"""The loop over the steps of a chain, and what it does with max pooling."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_hposgld as hs
+
+ESTIMATORS = {
+    "hpo_sgld": hs.estimators.HPOSGLD(1, 2),
+    "outer_every": hs.estimators.HPOSGLD(1, 2, outer_every=2),
+    "adjoint_sgld": hs.estimators.AdjointSGLD(1, 2),
+    "rmd": hs.estimators.RMD(num_steps=3),
+    "ift_neumann": hs.estimators.IFTNeumann(2, 0.1, num_steps=3),
+}
+
+SAMPLER = hs.SGLD(0.3, temperature=1e-3, seed=2)
+
+
+def convolutional_hypergradient(estimator, pool):
+    """Of a strength for each weight of a convolution before a pooling."""
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(3, 5, 6, 6, 2)))
+    kernel = tf.constant(0.3 * rng.normal(size=(3, 3, 2, 4)))
+
+    def outer(strengths, params, batch):
+        features = pool(tf.nn.conv2d(batch, params[0], 1, "SAME"))
+        return tf.reduce_mean((features - 1.0) ** 2)
+
+    def inner(strengths, params, batch):
+        penalty = tf.reduce_sum(strengths[0] * params[0] ** 2)
+        return outer(strengths, params, batch) + penalty
+
+    return hs.hypergradient(
+        hs.BilevelProblem(inner, outer),
+        [tf.fill(kernel.shape, tf.constant(0.2, tf.float64))],
+        [kernel],
+        estimator=estimator,
+        sampler=SAMPLER,
+        inner_batches=x,
+        outer_batches=x[::-1],
+    ).hypergradient[0]
+
+
+def max_pool(x):
+    return tf.nn.max_pool2d(x, 2, 2, "VALID")
+
+
+def average_pool(x):
+    return tf.nn.avg_pool2d(x, 2, 2, "VALID")
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_max_pooling_gives_the_same_in_a_graph_of_its_own(name):
+    def compute():
+        return convolutional_hypergradient(ESTIMATORS[name], max_pool)
+
+    eager = compute()
+    np.testing.assert_allclose(
+        tf.function(compute, autograph=False)(), eager, rtol=1e-10
+    )
+    assert np.all(eager != 0.0)
+
+
+def functions_apart(pool, name):
+    """The functions of a graph that TensorFlow does not dissolve in it."""
+    graph = (
+        tf.function(
+            lambda: convolutional_hypergradient(ESTIMATORS[name], pool),
+            autograph=False,
+        )
+        .get_concrete_function()
+        .graph
+    )
+    return [
+        {node.op for node in function.node_def}
+        for function in graph.as_graph_def().library.function
+        if function.attr["_noinline"].b
+    ]
+
+
+@pytest.mark.parametrize("name", ["hpo_sgld", "outer_every", "adjoint_sgld"])
+def test_only_a_step_with_max_pooling_is_a_graph_of_its_own(name):
+    (step,) = functions_apart(max_pool, name)
+    assert "Conv2DBackpropFilter" in step
+    assert functions_apart(average_pool, name) == []
+
+
+def test_rmd_has_max_pooling_apart_on_both_ways():
+    forward, backward = functions_apart(max_pool, "rmd")
+    assert "Conv2DBackpropFilter" in forward & backward
+
+
+def test_an_error_of_the_objective_comes_through_the_loop():
+    def pool(x):
+        raise ValueError("no such pooling")
+
+    with pytest.raises(ValueError, match="no such pooling"):
+        tf.function(
+            lambda: convolutional_hypergradient(ESTIMATORS["rmd"], pool),
+            autograph=False,
+        )()
