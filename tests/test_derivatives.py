@@ -50,6 +50,29 @@ def test_pullback_goes_through_the_transform():
     np.testing.assert_allclose(product, 0.0, atol=1e-6)
 
 
+def test_difference_is_the_directional_derivative(rng, run):
+    a, b = rng.normal(size=(3, 2)), rng.normal(size=4)
+    inputs = [tf.constant(a), tf.constant(b)]
+
+    def cubes_and_crossed(x):
+        return [x[0] ** 3, x[1] * tf.reduce_sum(x[0])]
+
+    def difference(*direction):
+        return derivatives.difference_along(
+            cubes_and_crossed, inputs, cubes_and_crossed(inputs), direction
+        )
+
+    # A long direction: the distance between the points must not follow it.
+    da, db = 1e6 * rng.normal(size=(3, 2)), 1e6 * rng.normal(size=4)
+    first, second = run(difference, tf.constant(da), tf.constant(db))
+    np.testing.assert_allclose(first, 3 * a**2 * da, rtol=1e-3)
+    np.testing.assert_allclose(
+        second, db * a.sum() + b * da.sum(), rtol=1e-4, atol=1.0
+    )
+    for part in run(difference, *map(tf.zeros_like, inputs)):
+        np.testing.assert_array_equal(part, 0.0)
+
+
 def test_sparse_gradients_become_dense(run):
     def gradients(table):
         linearized = derivatives.linearize_gradient(

@@ -19,7 +19,11 @@ CONVERGED = {
 }
 SHORT = {
     "adjoint_sgld": dict(
-        burn_in=2, num_samples=3, warm_start=False, outer_every=2
+        burn_in=2,
+        num_samples=3,
+        warm_start=False,
+        outer_every=2,
+        hessian_product="difference",
     ),
     "first_order": dict(num_steps=5),
     "fmd": dict(num_steps=5, max_hyperparameters=50),
@@ -37,6 +41,7 @@ BAD = {
         dict(burn_in=-1),
         dict(num_samples=0),
         dict(outer_every=0),
+        dict(hessian_product="central"),
     ],
     "first_order": [dict(num_steps=0)],
     "fmd": [dict(num_steps=0), dict(max_hyperparameters=0)],

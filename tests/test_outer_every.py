@@ -89,3 +89,23 @@ def test_outer_objective_is_computed_at_due_steps_only(rng, alias):
         sampler=hs.SGLD(ALPHA),
     )
     assert len(calls) == 3  # steps 0, 3 and 6 of seven
+
+
+def test_difference_of_gradients_is_the_hessian_product(rng, run):
+    # Ridge regression is quadratic: nothing is cut off, only rounded.
+    ridge, sampler = problems.Ridge(rng), hs.SGLD(ALPHA)
+    estimator = hs.estimators.AdjointSGLD(3, 4, hessian_product="difference")
+    result = run(
+        lambda strengths, start: hs.hypergradient(
+            ridge.problem,
+            strengths,
+            start,
+            estimator=estimator,
+            sampler=sampler,
+        ),
+        tf.constant(ridge.strengths),
+        tf.constant(ridge.start),
+    )
+    np.testing.assert_allclose(
+        result.hypergradient, adjoint_sgld(ridge, 3, 4, 1), rtol=1e-7
+    )

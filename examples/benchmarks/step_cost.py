@@ -58,6 +58,12 @@ def rows(num_steps):
             {},
         ),
         "AdjointSGLD": (kinds.AdjointSGLD(half, num_steps - half), {}),
+        "AdjointSGLD, difference": (
+            kinds.AdjointSGLD(
+                half, num_steps - half, hessian_product="difference"
+            ),
+            {},
+        ),
         "AdjointSGLD, outer_every=5": (
             kinds.AdjointSGLD(half, num_steps - half, outer_every=5),
             {},

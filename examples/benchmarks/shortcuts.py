@@ -1,13 +1,13 @@
-"""What `outer_every` does to the hypergradient.
+"""What the options that save gradients do to the hypergradient.
 
 A small convolutional network on scikit-learn's digits, one L2 strength for each
-weight, chains of 20 steps on real batches. The hypergradient with the outer
-gradient at every k-th step is held to the one with it at every step: the same
-weights, batches and estimator, so that k is all that differs. From weights as
-they are at the start of training and from weights that were trained, with
-another outer batch at each step, and with the same larger one at all steps.
+weight, chains of 20 steps on real batches. The hypergradient with an option
+(`outer_every`, `hessian_product="difference"`) is held to the one without: the
+same weights, batches and estimator. From weights as they are at the start of
+training and from weights that were trained, with another outer batch at each
+step, and with the same larger one at all steps.
 
-    python examples/benchmarks/outer_every.py [--quick] [--repeats 10]
+    python examples/benchmarks/shortcuts.py [--quick] [--repeats 10]
         [--output FOLDER]
 """
 
@@ -32,6 +32,21 @@ ESTIMATORS = {
     "HPO-SGLD": hs.estimators.HPOSGLD,
     "AdjointSGLD": hs.estimators.AdjointSGLD,
 }
+
+
+def shortcuts(quick):
+    """Estimator and option of each row."""
+    intervals = (5,) if quick else (2, 5, 10, 20)
+    return [
+        *((name, {"outer_every": k}) for name in ESTIMATORS for k in intervals),
+        ("AdjointSGLD", {"hessian_product": "difference"}),
+    ]
+
+
+def label(name, option):
+    (value,) = option.values()
+    kind = "" if "hessian_product" in option else "outer_every="
+    return f"{name}, {kind}{value}"
 
 
 def make_model():
@@ -78,57 +93,56 @@ def repeat(x, y):
     return tf.constant(x[rows]), tf.constant(y[rows])
 
 
-def compare(problem, weights, batches, intervals):
-    """Cosine and ratio of lengths to k = 1, by estimator and k."""
+def compare(problem, weights, batches, rows):
+    """Cosine and ratio of lengths to no shortcut, by row."""
     half = NUM_STEPS // 2
     strengths = [tf.fill(w.shape, tf.math.log(1e-3)) for w in weights]
     sampler = hs.SGLD(LEARNING_RATE, seed=0)
+
+    def solve_all(name, option):
+        estimator = ESTIMATORS[name](half, half, **option)
+
+        @tf.function(autograph=False)
+        def solve(inner, outer):
+            return hs.hypergradient(
+                problem,
+                strengths,
+                weights,
+                estimator=estimator,
+                sampler=sampler,
+                inner_batches=inner,
+                outer_batches=outer,
+            ).hypergradient
+
+        return [solve(*pair) for pair in batches]
+
+    exact = {name: solve_all(name, {}) for name in ESTIMATORS}
     results = {}
-    for name, kind in ESTIMATORS.items():
-        vectors = {}
-        for interval in (1, *intervals):
-            estimator = kind(half, half, outer_every=interval)
-
-            @tf.function(autograph=False)
-            def solve(inner, outer, estimator=estimator):
-                return hs.hypergradient(
-                    problem,
-                    strengths,
-                    weights,
-                    estimator=estimator,
-                    sampler=sampler,
-                    inner_batches=inner,
-                    outer_batches=outer,
-                ).hypergradient
-
-            vectors[interval] = [solve(*pair) for pair in batches]
-        for interval in intervals:
-            pairs = zip(vectors[interval], vectors[1], strict=True)
-            results[name, interval] = np.mean(
-                [agreement(*pair) for pair in pairs], axis=0
-            )
+    for name, option in rows:
+        pairs = zip(solve_all(name, option), exact[name], strict=True)
+        results[label(name, option)] = np.mean(
+            [agreement(*pair) for pair in pairs], axis=0
+        )
     return results
 
 
-def format_table(results, intervals):
+def format_table(results):
     lines = [
-        f"{'cosine, length':15s}" + "".join(f"{case:>19s}" for case in results),
-        "-" * (15 + 19 * len(results)),
+        f"{'cosine, length':28s}" + "".join(f"{case:>19s}" for case in results),
+        "-" * (28 + 19 * len(results)),
     ]
-    for name in ESTIMATORS:
-        for interval in intervals:
-            cells = "".join(
-                f"{found[name, interval][0]:12.4f} "
-                f"{found[name, interval][1]:6.3f}"
-                for found in results.values()
-            )
-            lines.append(f"{name:12s}{interval:3d}{cells}")
+    for row in next(iter(results.values())):
+        cells = "".join(
+            f"{found[row][0]:12.4f} {found[row][1]:6.3f}"
+            for found in results.values()
+        )
+        lines.append(f"{row:28s}{cells}")
     return "\n".join(lines)
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two intervals")
+    parser.add_argument("--quick", action="store_true", help="few rows")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument(
         "--output",
@@ -136,9 +150,9 @@ def main(arguments=None):
         default=pathlib.Path(__file__).parent.parent / "output",
     )
     options = parser.parse_args(arguments)
-    intervals, epochs = (2, 5, 10, 20), 15
+    rows, epochs = shortcuts(options.quick), 15
     if options.quick:
-        intervals, epochs, options.repeats = (2, 5), 1, 2
+        epochs, options.repeats = 1, 2
     options.output.mkdir(parents=True, exist_ok=True)
     x, y = load_digits(return_X_y=True)
     x = (x.reshape(-1, 8, 8, 1) / 16).astype("float32")
@@ -163,11 +177,11 @@ def main(arguments=None):
         weights = [tf.constant(v.numpy()) for v in model.trainable_variables]
         for case, chains in batches.items():
             results[f"{start}, {case}"] = compare(
-                problem, weights, chains, intervals
+                problem, weights, chains, rows
             )
-    table = format_table(results, intervals)
+    table = format_table(results)
     print(table)
-    (options.output / "outer_every.txt").write_text(table + "\n")
+    (options.output / "shortcuts.txt").write_text(table + "\n")
     return results
 
 
