@@ -27,6 +27,7 @@ import keras_hposgld as hs  # noqa: E402
 from keras_hposgld import adapter  # noqa: E402
 from keras_hposgld.derivatives import linearize_gradient  # noqa: E402
 from keras_hposgld.derivatives import value_and_gradients  # noqa: E402
+from keras_hposgld.estimators.loop import run_pooling_steps  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
@@ -240,20 +241,13 @@ def measure_phases(name, options):
     }
 
     def repeated(part):
+        def step(params, index):
+            new = part(params, index)
+            return [p + 1e-12 * n for p, n in zip(params, new, strict=True)]
+
         @tf.function(autograph=False)
         def call():
-            def body(index, params):
-                new = part(params, index)
-                return index + 1, [
-                    p + 1e-12 * n for p, n in zip(params, new, strict=True)
-                ]
-
-            return tf.while_loop(
-                lambda index, params: index < options.steps,
-                body,
-                (tf.constant(0), weights),
-                parallel_iterations=1,
-            )[1][0]
+            return run_pooling_steps(step, weights, options.steps)[0]
 
         return call
 
