@@ -29,8 +29,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.large_tensors import is_large
+
 NOISES = ("gaussian", "rademacher")
-COMPILED_SIZE = 2**16
 
 
 def langevin_step(
@@ -69,7 +70,7 @@ def langevin_step(
     scale = noise_scale * tf.sqrt(
         learning_rate * tf.constant(2.0 * temperature, param.dtype)
     )
-    if noise == "rademacher" and _is_large(param.shape):
+    if noise == "rademacher" and is_large(param.shape):
         words = _words_of_bits(param.shape.num_elements(), seed)
         return _compiled_plus_signs(moved, scale, words)
     static = param.shape.is_fully_defined()
@@ -108,11 +109,6 @@ def _signs(words, shape, size, dtype):
     bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
     signs = tf.cast(1 - 2 * bits, dtype)
     return tf.reshape(tf.reshape(signs, [-1])[:size], shape)
-
-
-def _is_large(shape):
-    """Whether a pass over memory costs more than to compile its removal."""
-    return shape.is_fully_defined() and shape.num_elements() >= COMPILED_SIZE
 
 
 # One pass over the memory and not seven. Of logarithm and cosine TensorFlow's

@@ -62,7 +62,8 @@ def test_shortcuts(tmp_path):
     for case, found in results.items():
         cosines = {row: cosine for row, (cosine, _) in found.items()}
         for name in example.ESTIMATORS:
-            assert 0.5 < cosines[f"{name}, outer_every=5"] < 1.0, case
+            near, far = (cosines[f"{name}, outer_every={k}"] for k in (2, 5))
+            assert far < near < 1.0, case  # it goes with the interval
         # A difference of gradients is nearer than a gradient left out.
         assert cosines["AdjointSGLD, difference"] > 0.98, case
     assert "AdjointSGLD" in (tmp_path / "shortcuts.txt").read_text()

@@ -36,17 +36,13 @@ ESTIMATORS = {
 
 def shortcuts(quick):
     """Estimator and option of each row."""
-    intervals = (5,) if quick else (2, 5, 10, 20)
-    return [
-        *((name, {"outer_every": k}) for name in ESTIMATORS for k in intervals),
-        ("AdjointSGLD", {"hessian_product": "difference"}),
-    ]
-
-
-def label(name, option):
-    (value,) = option.values()
-    kind = "" if "hessian_product" in option else "outer_every="
-    return f"{name}, {kind}{value}"
+    rows = {
+        f"{name}, outer_every={interval}": (name, {"outer_every": interval})
+        for name in ESTIMATORS
+        for interval in ((2, 5) if quick else (2, 5, 10, 20))
+    }
+    option = {"hessian_product": "difference"}
+    return rows | {"AdjointSGLD, difference": ("AdjointSGLD", option)}
 
 
 def make_model():
@@ -118,11 +114,9 @@ def compare(problem, weights, batches, rows):
 
     exact = {name: solve_all(name, {}) for name in ESTIMATORS}
     results = {}
-    for name, option in rows:
+    for row, (name, option) in rows.items():
         pairs = zip(solve_all(name, option), exact[name], strict=True)
-        results[label(name, option)] = np.mean(
-            [agreement(*pair) for pair in pairs], axis=0
-        )
+        results[row] = np.mean([agreement(*pair) for pair in pairs], axis=0)
     return results
 
 

@@ -75,8 +75,9 @@ class AdjointSGLD(HypergradientEstimator):
             `1`.
         hessian_product: How H q is made. `"exact"` (default): from the tape
             of the inner gradient, at the cost of two gradients. `"difference"`:
-            from one more gradient, a little further along q, right to about
-            three digits in float32.
+            from one more gradient, a little further along q. In float32 it is
+            right to about three digits for smooth networks, to two across the
+            kinks of ReLUs.
 
     Raises:
         ValueError: If a number is out of range, `hessian_product` is unknown,

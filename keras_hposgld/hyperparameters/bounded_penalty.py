@@ -12,8 +12,7 @@ import functools
 
 import tensorflow as tf
 
-# From how many entries on a pass over memory costs more than compilation.
-COMPILED_SIZE = 2**16
+from keras_hposgld.large_tensors import is_large
 
 
 def bounded_penalty(
@@ -33,8 +32,7 @@ def bounded_penalty(
         power: `"l1"` or `"l2"`.
         max_value: Float, the bound of the strengths.
     """
-    is_large = deviation.shape.num_elements() >= COMPILED_SIZE
-    parts = _parts(power, max_value, is_large)
+    parts = _parts(power, max_value, is_large(deviation.shape))
 
     # The derivatives refer to the tensors of here, not to the arguments of the
     # functions: those are copies, of which a tape outside knows nothing.
