@@ -17,19 +17,23 @@ ESTIMATORS = {
 SAMPLER = hs.SGLD(0.3, temperature=1e-3, seed=2)
 
 
-def convolutional_hypergradient(estimator, pool):
+def convolutional_hypergradient(estimator, pool, inner_pool=None):
     """Of a strength for each weight of a convolution before a pooling."""
+    inner_pool = inner_pool or pool
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=(3, 5, 6, 6, 2)))
     kernel = tf.constant(0.3 * rng.normal(size=(3, 3, 2, 4)))
 
-    def outer(strengths, params, batch):
+    def error(params, batch, pool):
         features = pool(tf.nn.conv2d(batch, params[0], 1, "SAME"))
         return tf.reduce_mean((features - 1.0) ** 2)
 
+    def outer(strengths, params, batch):
+        return error(params, batch, pool)
+
     def inner(strengths, params, batch):
         penalty = tf.reduce_sum(strengths[0] * params[0] ** 2)
-        return outer(strengths, params, batch) + penalty
+        return error(params, batch, inner_pool) + penalty
 
     return hs.hypergradient(
         hs.BilevelProblem(inner, outer),
@@ -62,11 +66,13 @@ def test_max_pooling_gives_the_same_in_a_graph_of_its_own(name):
     assert np.all(eager != 0.0)
 
 
-def functions_apart(pool, name):
+def functions_apart(pool, name, inner_pool=None):
     """The functions of a graph that TensorFlow does not dissolve in it."""
     graph = (
         tf.function(
-            lambda: convolutional_hypergradient(ESTIMATORS[name], pool),
+            lambda: convolutional_hypergradient(
+                ESTIMATORS[name], pool, inner_pool
+            ),
             autograph=False,
         )
         .get_concrete_function()
@@ -84,6 +90,11 @@ def test_only_a_step_with_max_pooling_is_a_graph_of_its_own(name):
     (step,) = functions_apart(max_pool, name)
     assert "Conv2DBackpropFilter" in step
     assert functions_apart(average_pool, name) == []
+
+
+def test_max_pooling_is_found_within_a_condition():
+    # Of the outer objective alone, which is not computed at each step.
+    assert len(functions_apart(max_pool, "outer_every", average_pool)) == 1
 
 
 def test_rmd_has_max_pooling_apart_on_both_ways():

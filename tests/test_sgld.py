@@ -92,6 +92,31 @@ def test_large_weights_take_the_same_rademacher_step(run, dtype, monkeypatch):
     np.testing.assert_allclose(np.abs(noise), 1.0, rtol=1e-5)
 
 
+def test_only_large_weights_have_their_step_compiled():
+    def functions(shape):
+        step = tf.function(
+            lambda param: sgld.langevin_step(
+                param,
+                param,
+                learning_rate=0.1,
+                temperature=0.2,
+                noise="rademacher",
+                seed=tf.constant([3, 4]),
+            ),
+            autograph=False,
+        )
+        specification = tf.TensorSpec(shape, tf.float32)
+        graph = step.get_concrete_function(specification).graph
+        return [
+            function.attr["_XlaMustCompile"].b
+            for function in graph.as_graph_def().library.function
+        ]
+
+    assert any(functions([256, 256]))
+    assert not any(functions([256, 255]))
+    assert not any(functions([None, 256]))
+
+
 def test_noise_differs_between_steps_weights_and_seeds():
     sampler = hs.SGLD(0.1, temperature=1.0)
 
