@@ -121,7 +121,7 @@ def free_ports(number):
         return [one.getsockname()[1] for one in sockets]
 
 
-def start(options, names, dying=()):
+def start(options, names, dying=(), script=__file__):
     """Starts a process for each name; more than one are a cluster."""
     workers = [f"localhost:{port}" for port in free_ports(len(names))]
     processes = []
@@ -139,7 +139,7 @@ def start(options, names, dying=()):
             processes.append(
                 subprocess.Popen(
                     [
-                        *(sys.executable, __file__, "--name", name),
+                        *(sys.executable, script, "--name", name),
                         *("--folder", str(options.folder)),
                         *("--estimator", options.estimator),
                         *("--epochs", str(options.epochs)),
@@ -176,8 +176,12 @@ def wait(processes, seconds):
     return [process.returncode for process in processes]
 
 
-def launch(options):
+def launch(options, script=__file__):
     """Runs the workers and a single process.
+
+    Args:
+        options: What `parse` returned, with a `folder`.
+        script: Path of what each worker runs, with the options of this one.
 
     Returns:
         Arrays that each process learned, by its name.
@@ -185,12 +189,15 @@ def launch(options):
     import numpy as np
 
     names = [f"worker_{index}" for index in range(NUM_WORKERS)]
-    dying = names[-1:] if options.kill else ()
-    codes = wait(start(options, names, dying), options.time_limit)
+
+    def run(names, dying=()):
+        return wait(start(options, names, dying, script), options.time_limit)
+
+    codes = run(names, names[-1:] if options.kill else ())
     if options.kill:
         print(f"one worker was killed; exit codes {codes}", flush=True)
-        codes = wait(start(options, names), options.time_limit)
-    codes += wait(start(options, ["alone"]), options.time_limit)
+        codes = run(names)
+    codes += run(["alone"])
     for name, code in zip([*names, "alone"], codes, strict=True):
         if code != 0:
             log = (options.folder / name / "log.txt").read_text()
@@ -208,7 +215,7 @@ def launch(options):
     return learned
 
 
-def main(arguments=None):
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--estimator", default="hpo_sgld")
     parser.add_argument("--epochs", type=int, default=5)
@@ -222,6 +229,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.quick:
         options.epochs, options.steps_per_epoch = 3, 3
+    return options
+
+
+def main(arguments=None):
+    options = parse(arguments)
     if options.name:
         return train(options)
     if options.folder:

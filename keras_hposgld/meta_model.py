@@ -231,8 +231,16 @@ class MetaModel(LearnedHyperparameters, Learner):
 
         Returns:
             Array `(number of tasks, queries, ...)`.
+
+        Raises:
+            RuntimeError: If `compile` was not called.
         """
+        self._check_compiled()
         return super().predict(x, **keras_arguments)
+
+    def _check_compiled(self):
+        if not self.compiled:
+            raise RuntimeError("`compile(...)` must be called before.")
 
     def _build_on(self, name, tasks):
         if not isinstance(tasks, tf.data.Dataset):
@@ -252,8 +260,7 @@ class MetaModel(LearnedHyperparameters, Learner):
             )
         for part in spec:
             check_element(name, part)
-        if not self.compiled:
-            raise RuntimeError("`compile(...)` must be called before.")
+        self._check_compiled()
         if self.train_function is None and self.test_function is None:
             support = next(iter(tasks))[0]
             with self.distribute_strategy.scope():

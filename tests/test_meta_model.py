@@ -431,6 +431,8 @@ def test_bad_input_is_refused():
     with pytest.raises(RuntimeError, match="compile"):
         plain.fit(make_tasks())
     with pytest.raises(RuntimeError, match="compile"):
+        plain.predict(make_tasks())
+    with pytest.raises(RuntimeError, match="compile"):
         plain.adapt(*support)
     with pytest.raises(ValueError, match="`AdjointSGLD` cannot serve"):
         make_meta("adjoint_sgld").fit(make_tasks(), verbose=0)

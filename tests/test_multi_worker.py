@@ -1,5 +1,7 @@
 """Two worker processes on this machine, through the example's launcher."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from test_examples import load
@@ -33,3 +35,14 @@ def test_worker_that_is_killed_goes_on_to_the_same_end(tmp_path, capsys):
     )
     assert "one worker was killed" in capsys.readouterr().out
     assert_same(learned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["hpo_sgld", "rmd"])
+def test_initial_weights_are_learned_on_two_workers(tmp_path, estimator):
+    example = load("multi_worker")
+    options = example.parse(
+        ["--quick", "--folder", str(tmp_path), "--estimator", estimator]
+    )
+    script = pathlib.Path(__file__).with_name("meta_worker.py")
+    assert_same(example.launch(options, script=str(script)))

@@ -2,8 +2,10 @@
 
 A multilayer perceptron with one L2 strength for each weight. Each point is a
 process of its own, in which nothing but one method runs; the figure is the peak
-resident memory beyond what there was once TensorFlow, model and data stood.
-Beside it: what `learner.memory_estimate()` says in advance.
+resident memory beyond what there was once TensorFlow was loaded. Batches are
+one example of eight numbers, so that next to nothing of it is the batches of a
+chain, which all lie in memory before it begins. Beside it: what
+`learner.memory_estimate()` says in advance.
 
     python examples/benchmarks/memory.py [--quick] [--output FOLDER]
 """
@@ -25,7 +27,7 @@ FULL = {"steps": (10, 100, 1000), "units": (1000, 2000, 4000)}
 QUICK = {"steps": (2,), "units": ()}
 QUICK_METHODS = ("plain Adam", "HPO-SGLD", "RMD")
 UNITS, STEPS = 1000, 10  # where the other of the two varies
-BATCH = 8
+BATCH, INPUTS = 1, 8  # small, for batches are not to count
 
 
 def peak_memory():
@@ -51,11 +53,16 @@ def measure(method, num_steps, units):
 
     before = peak_memory()
     model = keras.Sequential(
-        [keras.Input((64,)), dense(**layer), dense(**layer), dense(units=10)]
+        [
+            keras.Input((INPUTS,)),
+            dense(**layer),
+            dense(**layer),
+            dense(units=10),
+        ]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(BATCH, 64)).astype("float32")
+    x = rng.normal(size=(BATCH, INPUTS)).astype("float32")
     y = rng.integers(0, 10, BATCH)
     arguments = {"batch_size": BATCH, "verbose": 0}
     estimate = 0
