@@ -268,8 +268,11 @@ class BilevelModel(LearnedHyperparameters, Learner):
             self._prepare()
             if self.start == "initial" and not self.starting_weights.are_set:
                 self.starting_weights.remember(self.trainable_variables)
-        warn_if_too_much(self._memory_estimate())
         num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
+        warn_if_too_much(
+            self._memory_estimate(),
+            levels.size_of_chains([inner, outer], num_steps),
+        )
         chains = distribute.distribute_chains(
             self.strategy,
             lambda: levels.chains([inner, outer], num_steps, first),

@@ -162,6 +162,9 @@ class FirstChain(keras.callbacks.Callback):
 def chains(data: list, num_steps: int, first) -> tf.data.Dataset:
     """Dataset of tuples: the stacked batches of one chain, a level each.
 
+    While a chain is sampled the batches of the next one are made, and no more:
+    those of a long chain take a lot of memory.
+
     Args:
         data: List of levels, of any kind of data.
         num_steps: Integer, the length of a chain.
@@ -169,7 +172,18 @@ def chains(data: list, num_steps: int, first) -> tf.data.Dataset:
             called when the dataset is iterated over.
     """
     stacked = tuple(level.chains(num_steps, first) for level in data)
-    return tf.data.Dataset.zip(stacked).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.zip(stacked).prefetch(1)
+
+
+def size_of_chains(data: list, num_steps: int) -> int:
+    """The bytes of the batches of two chains: of one, and of the next.
+
+    Args:
+        data: List of levels, of any kind of data.
+        num_steps: Integer, the length of a chain.
+    """
+    first = tf.nest.flatten([level.first_batch() for level in data])
+    return 2 * num_steps * sum(np.asarray(part).nbytes for part in first)
 
 
 def chains_per_pass(inner, num_steps: int) -> int:

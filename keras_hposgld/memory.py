@@ -92,14 +92,25 @@ def available_memory() -> int | None:
     return None
 
 
-def warn_if_too_much(estimate: MemoryEstimate) -> None:
-    """Warns of a run that is not going to fit; weights are there already."""
+def warn_if_too_much(estimate: MemoryEstimate, batches: int) -> None:
+    """Warns of a run that is not going to fit; weights are there already.
+
+    Args:
+        estimate: `MemoryEstimate`.
+        batches: The bytes of the batches that are held at a time.
+    """
     available = available_memory()
-    if available is not None and estimate.chain > available:
-        warnings.warn(
-            "Learning the hyperparameters is going to need more memory than "
-            f"there is: {estimate}. Available: {available / 2**20:,.0f} MiB. "
-            'Take a coarser granularity, or another estimator ("hpo_sgld" '
-            "needs the least).",
-            stacklevel=3,
-        )
+    if available is None or estimate.chain + batches <= available:
+        return
+    advice = (
+        "Take shorter chains or smaller batches."
+        if batches > estimate.chain
+        else 'Take a coarser granularity, or another estimator ("hpo_sgld" '
+        "needs the least)."
+    )
+    warnings.warn(
+        "Learning the hyperparameters is going to need more memory than there "
+        f"is: {estimate}; the batches of two chains {batches / 2**20:,.0f} "
+        f"MiB. Available: {available / 2**20:,.0f} MiB. {advice}",
+        stacklevel=3,
+    )

@@ -1,5 +1,8 @@
 """Which examples are drawn when, and what is refused."""
 
+import itertools
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -51,6 +54,48 @@ def test_without_shuffling_the_order_is_that_of_the_arrays():
 def test_inputs_and_targets_stay_together():
     for x, y in numbered().chains(3).take(2):
         np.testing.assert_array_equal(x, -y)
+
+
+def counting(level, read):
+    """Lets a level of arrays write down the chains that it draws."""
+    indices = level._indices
+
+    def draw(first_batch, num_batches):
+        read.append(first_batch)
+        return indices(first_batch, num_batches)
+
+    level._indices = draw
+    return level
+
+
+def test_one_chain_of_arrays_is_made_ahead_and_no_more():
+    read = []
+    level = counting(numbered(10, shuffle=False, batch_size=2), read)
+    iterator = iter(levels.chains([level], 5, lambda: 0))
+    for _ in range(3):
+        ((x, _),) = next(iterator)
+        np.testing.assert_array_equal(x, np.arange(10).reshape(5, 2))
+    time.sleep(0.5)  # for what is made meanwhile
+    assert read == [0, 5, 10, 15]
+
+
+def test_one_chain_of_a_generator_is_made_ahead_and_no_more():
+    read = []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield np.full((2, 1), number), np.zeros((2, 1))
+
+    level = GeneratorData("x", endless())
+    iterator = iter(levels.chains([level], 5, lambda: 0))
+    for number in range(3):
+        ((x, _),) = next(iterator)
+        np.testing.assert_array_equal(
+            x[:, 0, 0], np.arange(5 * number, 5 * (number + 1))
+        )
+    time.sleep(0.5)
+    assert 15 <= len(read) <= 22  # two may be read on the way
 
 
 def test_batch_is_no_larger_than_the_data():

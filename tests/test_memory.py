@@ -77,6 +77,26 @@ def test_a_run_that_will_not_fit_is_announced(monkeypatch):
             learner.fit(x, y, **arguments)
 
 
+def test_batches_that_will_not_fit_are_announced(monkeypatch):
+    estimator = hs.estimators.HPOSGLD(30, 20)
+    learner = make_learner("tensor", hypergradient=estimator)
+    x, y = np.ones((8, 50)), np.ones((8, 20))
+    outer = (x[:4], y[:4])
+    arguments = dict(outer_data=outer, batch_size=8, verbose=0)
+    # Four bytes a number; of two chains, the inner and the outer batches.
+    size = 4 * (50 + 20) * (8 + 4) * 50 * 2
+    chain = learner.memory_estimate().chain
+    for missing in (0, 1):
+        available = size + chain - missing
+        monkeypatch.setattr(memory, "available_memory", lambda n=available: n)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            learner.fit(x, y, **arguments)
+        found = [w for w in caught if "shorter chains" in str(w.message)]
+        assert len(found) == missing
+    assert f"two chains {size / 2**20:,.0f} MiB" in str(found[0].message)
+
+
 def test_available_memory_is_plausible():
     available = memory.available_memory()
     assert available is None or 10**7 < available < 10**14

@@ -83,12 +83,16 @@ class ArrayData:
                 (num_steps, self.batch_size), tf.int64
             ),
         )
-        return indices.map(
-            lambda index: tf.nest.map_structure(
-                lambda x: tf.gather(x, index), self.examples
-            ),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+
+        def chain(index):
+            return tf.data.Dataset.from_tensors(
+                tf.nest.map_structure(
+                    lambda x: tf.gather(x, index), self.examples
+                )
+            )
+
+        # Not `map`: tf.data would make several chains at a time.
+        return indices.flat_map(chain)
 
     def _indices(self, first_batch, num_batches):
         position = first_batch * self.batch_size

@@ -104,45 +104,66 @@ class Adapter:
         return solve
 
     def plain_calls(self, arguments):
-        """T plain SGD steps: a graph for each, and all in one graph."""
+        """T plain SGD steps: a graph for each, and all in one graph.
+
+        Both as usual, and with the gradient of the penalty by hand.
+        """
         hypers, start, x, y, *_ = arguments
         strengths = [tf.sigmoid(h) for h in hypers]
-        variables = [tf.Variable(w) for w in start]
+        twice = [2 * strength for strength in strengths]
         batches = list(zip(tf.unstack(x), tf.unstack(y), strict=True))
 
-        def moved(weights, x, y):
+        def usual(weights, x, y):
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 loss = cross_entropy(weights, x, y)
                 loss += penalty(strengths, weights)
+            return tape.gradient(loss, weights)
+
+        def by_hand(weights, x, y):
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                loss = cross_entropy(weights, x, y)
             gradients = tape.gradient(loss, weights)
             return [
-                w - LEARNING_RATE * g
-                for w, g in zip(weights, gradients, strict=True)
+                g + s * w
+                for g, s, w in zip(gradients, twice, weights, strict=True)
             ]
 
-        @tf.function(autograph=False)
-        def step(x, y):
-            values = [tf.convert_to_tensor(v) for v in variables]
-            for variable, new in zip(
-                variables, moved(values, x, y), strict=True
-            ):
-                variable.assign(new)
+        def calls(gradient):
+            variables = [tf.Variable(w) for w in start]
 
-        @tf.function(autograph=False)
-        def all_steps(weights, x, y):
-            return tf.while_loop(
-                lambda index, weights: index < self.num_steps,
-                lambda index, weights: (
-                    index + 1,
-                    moved(weights, x[index], y[index]),
-                ),
-                (tf.constant(0), weights),
-                parallel_iterations=1,
-            )[1]
+            def moved(weights, x, y):
+                gradients = gradient(weights, x, y)
+                return [
+                    w - LEARNING_RATE * g
+                    for w, g in zip(weights, gradients, strict=True)
+                ]
 
-        def one_by_one():
-            for batch in batches:
-                step(*batch)
+            @tf.function(autograph=False)
+            def step(x, y):
+                values = [tf.convert_to_tensor(v) for v in variables]
+                for variable, new in zip(
+                    variables, moved(values, x, y), strict=True
+                ):
+                    variable.assign(new)
 
-        return [one_by_one, lambda: all_steps(start, x, y)]
+            @tf.function(autograph=False)
+            def all_steps(weights, x, y):
+                return tf.while_loop(
+                    lambda index, weights: index < self.num_steps,
+                    lambda index, weights: (
+                        index + 1,
+                        moved(weights, x[index], y[index]),
+                    ),
+                    (tf.constant(0), weights),
+                    parallel_iterations=1,
+                )[1]
+
+            def one_by_one():
+                for batch in batches:
+                    step(*batch)
+
+            return [one_by_one, lambda: all_steps(start, x, y)]
+
+        return [*calls(usual), *calls(by_hand)]
