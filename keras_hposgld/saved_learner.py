@@ -35,7 +35,6 @@ class SavedLearner(keras.Model):
         for name, variables in (
             ("weights", self.weights),
             ("random_states", random_states(self.model)),
-            ("losses", self._loss_variables),
             *(
                 (layer.name, layer.weights)
                 for layer in all_layers(self)

@@ -41,6 +41,14 @@ def test_parts_are_the_bytes_of_the_variables():
     assert "MiB" in str(estimate) and "total" in str(estimate)
 
 
+def test_fmd_keeps_a_vector_for_each_strength():
+    learner = make_learner(
+        "input", hypergradient=hs.estimators.FMD(num_steps=3)
+    )
+    # 50 strengths, 1000 weights: at least their matrix.
+    assert learner.memory_estimate().chain > 4 * 50 * 1000
+
+
 def test_fewer_strengths_take_less():
     fine, coarse = (
         make_learner(granularity).memory_estimate()
