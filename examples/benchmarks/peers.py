@@ -300,6 +300,7 @@ def save_pictures(rows, races, options):
             "label": METHODS[method].label,
             "color": plt.get_cmap("tab20")(index),
             "linestyle": "-" if ours else "--",
+            "linewidth": 2.2 if ours else 1.2,
         }
 
     panels = (
@@ -309,7 +310,7 @@ def save_pictures(rows, races, options):
     figure, axes = plt.subplots(
         len(options.models),
         2,
-        figsize=(10, 3.6 * len(options.models)),
+        figsize=(11.5, 3.6 * len(options.models)),
         layout="constrained",
         squeeze=False,
     )
@@ -328,13 +329,17 @@ def save_pictures(rows, races, options):
                         *zip(*points, strict=True), marker=".", **style(method)
                     )
             axis.set(xlabel="inner steps T", ylabel=label, title=model)
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside right upper",
+        fontsize=7,
+    )
     paths = [options.output / "peers.png"]
     figure.savefig(paths[0], dpi=150)
     if races:
         figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for method, result in races.items():
-            if result["status"] == "ok":
+            if len(result.get("curve", ())) > 1:
                 curve = np.array(result["curve"])
                 axis.semilogy(curve[:, 0], curve[:, 2], **style(method))
         axis.set(xlabel="seconds", ylabel="test cross-entropy")
