@@ -18,15 +18,16 @@ point runs in a process of its own. The peers: pip install -e ".[peers]"
         [--steps 5 20 50 200] [--methods hpo_sgld higher ...] [--repeats 5]
         [--limit 300] [--race-seconds 60] [--output FOLDER]
 
-Unrolled, as RMD here: higher, torchopt, jaxopt, jax (a scan), jax_loop (a
-Python loop, whose compilation grows with T: XLA is slow at convolutions in a
-loop on a CPU), optimistix (recursive checkpoints). Implicit, at the last
-iterate and batch, with 20 conjugate-gradient steps, as ift_cg here:
-jaxopt_implicit, optimistix_implicit. The solvers of jaxopt and optimistix know
-no minibatches: see `jax_peers.py` for how they get them. Before the optimum the
-Hessian is indefinite and conjugate gradients diverge, which optimistix reports
-as an error; where the optimum is reached, the three agree with RMD to 2e-5. In
-float32, rounding may turn a ReLU or a maximum the other way: a cosine of 0.9996
+With "XLA" ours are compiled into one program, as JAX's scan is, and as
+`compile(jit_compile=True)` does. Unrolled, as RMD here: higher, torchopt,
+jaxopt, jax (a scan), jax_loop (a Python loop, whose compilation grows with T:
+XLA is slow at convolutions in a loop on a CPU), optimistix (recursive
+checkpoints). Implicit, at the last iterate and batch, with 20
+conjugate-gradient steps, as ift_cg here: jaxopt_implicit, optimistix_implicit.
+The solvers of jaxopt and optimistix know no minibatches: see `jax_peers.py` for
+how they get them. Before the optimum the Hessian is indefinite and conjugate
+gradients diverge, which optimistix reports as an error; where the optimum is
+reached, the three agree with RMD to 2e-5. In float32, rounding may turn a ReLU or a maximum the other way: a cosine of 0.9996
 was 1 in float64.
 """
 
@@ -65,6 +66,8 @@ METHODS = {
     "adjoint_sgld": Method("AdjointSGLD", "ours"),
     "ift_cg": Method("IFT-CG", "ours"),
     "rmd": Method("RMD", "ours"),
+    "hpo_sgld_xla": Method("HPO-SGLD, XLA", "ours"),
+    "rmd_xla": Method("RMD, XLA", "ours"),
     "higher": Method("higher", "torch_peers", ("torch", "higher")),
     "torchopt": Method("torchopt", "torch_peers", ("torch", "torchopt")),
     "jax": Method("JAX, scan", "jax_peers", ("jax",)),

@@ -39,6 +39,13 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LEARNING_RATE = 0.01
 PLAIN = "plain SGD"
 QUICK_ROWS = ("HPO-SGLD, Rademacher noise", "AdjointSGLD, outer_every=5")
+# Compiled by XLA too: XLA is slow at convolutions in loops on a CPU.
+XLA_MODEL = "mlp"
+XLA_ROWS = (
+    "HPO-SGLD, temperature 0",
+    "HPO-SGLD, Rademacher noise",
+    "AdjointSGLD",
+)
 
 
 def rows(num_steps):
@@ -88,7 +95,7 @@ def steady(x, y, *leading):
     return tf.data.Dataset.from_tensors(tuple(tensors)).repeat()
 
 
-def plain_call(name, x, y, num_steps, quick):
+def plain_call(name, x, y, num_steps, quick, jit_compile=False):
     """A function that takes `num_steps` plain Keras steps in one graph."""
     model = make_model(
         name, x.shape[1:], lambda: keras.regularizers.L2(1e-4), quick
@@ -97,7 +104,7 @@ def plain_call(name, x, y, num_steps, quick):
         keras.optimizers.SGD(LEARNING_RATE),
         loss=LOSS,
         steps_per_execution=num_steps,
-        jit_compile=False,
+        jit_compile=jit_compile,
     )
     model.make_train_function()
     iterator = iter(steady(x, y))
@@ -131,7 +138,9 @@ def stacked(parts, num_steps):
 
 
 def make_learner(name, x, estimator, sampler, quick, **other):
-    regularizer = learned_strength if not other else (lambda: None)
+    """A compiled learner of strengths, unless `other` says of what else."""
+    learns_other = {"loss", "example_weights"} & set(other)
+    regularizer = (lambda: None) if learns_other else learned_strength
     model = make_model(name, x.shape[1:], regularizer, quick)
     learner = hs.BilevelModel(
         model, seed=0, example_weights=other.get("example_weights")
@@ -141,6 +150,7 @@ def make_learner(name, x, estimator, sampler, quick, **other):
         loss=other.get("loss", LOSS),
         outer_loss=LOSS,
         hypergradient=estimator,
+        jit_compile=other.get("jit_compile", False),
     )
     return learner
 
@@ -170,6 +180,15 @@ def measure(name, options):
             continue
         learner = make_learner(name, x, estimator, sampler, options.quick)
         calls[row] = learner_call(learner, x, y, steps)
+        if name == XLA_MODEL and row in XLA_ROWS:
+            learner = make_learner(
+                *(name, x, estimator, sampler, options.quick), jit_compile=True
+            )
+            calls[f"{row}, XLA"] = learner_call(learner, x, y, steps)
+    if name == XLA_MODEL:
+        calls["plain SGD, XLA"] = plain_call(
+            *(name, x, y, steps, options.quick), jit_compile=True
+        )
     if name == "cnn":
         half = steps // 2
         hpo = hs.estimators.HPOSGLD(half, steps - half)

@@ -56,7 +56,8 @@ class Adapter:
     """One method; see `measuring` for what is asked of an adapter."""
 
     def __init__(self, method, num_steps):
-        self.method, self.num_steps = method, num_steps
+        self.method = method.removesuffix("_xla")
+        self.num_steps, self.jit_compile = num_steps, method.endswith("_xla")
         self.dtype = tf.float64 if method == "exact" else tf.float32
 
     def load(self, task):
@@ -79,7 +80,7 @@ class Adapter:
         estimator = estimators(self.num_steps)[self.method]
         sampler = hs.SGLD(LEARNING_RATE)
 
-        @tf.function(autograph=False)
+        @tf.function(autograph=False, jit_compile=self.jit_compile)
         def solve(hypers, weights, x, y, x_outer, y_outer):
             def inner(hypers, weights, batch):
                 strengths = [tf.sigmoid(h) for h in hypers]
