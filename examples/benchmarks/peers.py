@@ -27,8 +27,8 @@ conjugate-gradient steps, as ift_cg here: jaxopt_implicit, optimistix_implicit.
 The solvers of jaxopt and optimistix know no minibatches: see `jax_peers.py` for
 how they get them. Before the optimum the Hessian is indefinite and conjugate
 gradients diverge, which optimistix reports as an error; where the optimum is
-reached, the three agree with RMD to 2e-5. In float32, rounding may turn a ReLU or a maximum the other way: a cosine of 0.9996
-was 1 in float64.
+reached, the three agree with RMD to 2e-5. In float32, rounding may turn a ReLU
+or a maximum the other way: a cosine of 0.9996 was 1 in float64.
 """
 
 import argparse
