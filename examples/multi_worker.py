@@ -26,18 +26,22 @@ import time
 NUM_WORKERS = 2
 
 
+def make_strategy():
+    """That of the cluster, or of a single process where there is none."""
+    import tensorflow as tf
+
+    # Before anything else of TensorFlow, as it opens the connections.
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
 def train(options):
     """What every worker runs: only the scope is not of a single process."""
     import keras
     import numpy as np
-    import tensorflow as tf
 
-    # Before anything else of TensorFlow, as it opens the connections.
-    strategy = (
-        tf.distribute.MultiWorkerMirroredStrategy()
-        if "TF_CONFIG" in os.environ
-        else tf.distribute.get_strategy()
-    )
+    strategy = make_strategy()
     import keras_hposgld as hs
 
     keras.utils.set_random_seed(0)

@@ -1,19 +1,12 @@
 """What each worker runs in the test of `MetaModel` on two of them."""
 
-import argparse
-import os
-import pathlib
-
 import numpy as np
 import tensorflow as tf
+from test_examples import load
 
 
-def train(options):
-    strategy = (
-        tf.distribute.MultiWorkerMirroredStrategy()
-        if "TF_CONFIG" in os.environ
-        else tf.distribute.get_strategy()
-    )
+def train(example):
+    options, strategy = example.parse(), example.make_strategy()
     import keras
 
     import keras_hposgld as hs
@@ -55,15 +48,5 @@ def train(options):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--name")
-    parser.add_argument("--folder", type=pathlib.Path)
-    parser.add_argument("--estimator")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--steps-per-epoch")  # given, and not needed
-    train(parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    train(load("multi_worker"))
