@@ -16,6 +16,7 @@ from keras_hposgld import estimators  # noqa: E402
 from keras_hposgld import layers  # noqa: E402
 from keras_hposgld import plotting  # noqa: E402
 from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
+from keras_hposgld.core.problem import BilevelProblem  # noqa: E402
 from keras_hposgld.estimators import Estimate  # noqa: E402
 from keras_hposgld.estimators import hypergradient  # noqa: E402
 from keras_hposgld.hyperparameters import losses  # noqa: E402
@@ -23,8 +24,10 @@ from keras_hposgld.hyperparameters import regularizers  # noqa: E402
 from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa: E402
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters  # noqa: E402
 from keras_hposgld.meta_model import MetaModel  # noqa: E402
-from keras_hposgld.problem import BilevelProblem  # noqa: E402
-from keras_hposgld.sgld import SGLD  # noqa: E402
+from keras_hposgld.moved import keep_old_paths  # noqa: E402
+from keras_hposgld.samplers import SGLD  # noqa: E402
+
+keep_old_paths()
 
 __version__ = "0.1.0"
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.distribute import local_loss
 from keras_hposgld.hyperparameters.hyperparameter import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import not_owned
-from keras_hposgld.problem import BilevelProblem
 
 LAYER_STATES = ("carried", "frozen")
 

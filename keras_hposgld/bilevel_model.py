@@ -23,7 +23,7 @@ from keras_hposgld.memory import MemoryEstimate
 from keras_hposgld.memory import warn_if_too_much
 from keras_hposgld.outer_level import check_known
 from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.sgld import SGLD
+from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.weight_copies import WeightCopies
 
 STARTS = ("continue", "initial")

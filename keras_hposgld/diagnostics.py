@@ -8,9 +8,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from keras_hposgld import estimators
-from keras_hposgld.lists import agreement
-from keras_hposgld.problem import BilevelProblem
-from keras_hposgld.sgld import SGLD
+from keras_hposgld.core.problem import BilevelProblem
+from keras_hposgld.core.vectors import agreement
+from keras_hposgld.samplers.sgld import SGLD
 
 REFERENCES = ("rmd", "fmd", "finite_differences")
 

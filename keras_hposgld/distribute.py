@@ -24,9 +24,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_hposgld import estimators
+from keras_hposgld.core.loop import run_steps
 from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.loop import run_steps
-from keras_hposgld.sgld import clip_as
+from keras_hposgld.samplers.sgld import clip_as
 
 Strategy = tf.distribute.Strategy
 

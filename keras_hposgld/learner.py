@@ -12,8 +12,8 @@ import tensorflow as tf
 from keras_hposgld import distribute
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.outer_level import OuterLevel
+from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.saved_learner import SavedLearner
-from keras_hposgld.sgld import SGLD
 
 
 class Learner(SavedLearner):

@@ -20,8 +20,8 @@ from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.learner import Learner
 from keras_hposgld.meta_problem import MetaProblem
 from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.sgld import fold_in
-from keras_hposgld.sgld import SGLD
+from keras_hposgld.samplers.sgld import fold_in
+from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.tasks import flat
 from keras_hposgld.tasks import mean
 from keras_hposgld.tasks import over_tasks

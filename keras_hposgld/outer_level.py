@@ -21,7 +21,7 @@ from keras_hposgld.adapter import tensors
 from keras_hposgld.adapter import unregularized_loss
 from keras_hposgld.hyperparameters.hyperparameter import variables_of
 from keras_hposgld.safeguards import UpdateGuard
-from keras_hposgld.sgld import SGLD
+from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.weight_copies import WeightCopies
 
 

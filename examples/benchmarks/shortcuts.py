@@ -23,7 +23,7 @@ import tensorflow as tf  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
-from keras_hposgld.lists import agreement  # noqa: E402
+from keras_hposgld.core.vectors import agreement  # noqa: E402
 
 NUM_STEPS = 20
 BATCH_SIZE = 64

@@ -25,9 +25,9 @@ import tensorflow as tf  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
 from keras_hposgld import adapter  # noqa: E402
-from keras_hposgld.derivatives import linearize_gradient  # noqa: E402
-from keras_hposgld.derivatives import value_and_gradients  # noqa: E402
-from keras_hposgld.estimators.loop import run_pooling_steps  # noqa: E402
+from keras_hposgld.core.derivatives import linearize_gradient  # noqa: E402
+from keras_hposgld.core.derivatives import value_and_gradients  # noqa: E402
+from keras_hposgld.core.loop import run_pooling_steps  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 

@@ -18,8 +18,8 @@ from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.hyperparameters.hyperparameter import variables_of
 from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.outer_level import OuterLevel
+from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.saved_learner import random_states
-from keras_hposgld.sgld import SGLD
 
 
 class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):

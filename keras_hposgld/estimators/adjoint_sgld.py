@@ -21,7 +21,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import difference_along
+from keras_hposgld.core.derivatives import difference_along
+from keras_hposgld.core.vectors import component_along
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.descent import linearize_inner
 from keras_hposgld.estimators.estimator import Chain
@@ -33,10 +37,6 @@ from keras_hposgld.estimators.estimator import register
 from keras_hposgld.estimators.outer_gradient import outer_gradient
 from keras_hposgld.estimators.outer_gradient import unknown
 from keras_hposgld.estimators.sampled_losses import SampledLosses
-from keras_hposgld.lists import component_along
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.lists import zeros_like
 
 HESSIAN_PRODUCTS = ("exact", "difference")
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import linearize_gradient
-from keras_hposgld.derivatives import value_and_gradients
+from keras_hposgld.core.derivatives import linearize_gradient
+from keras_hposgld.core.derivatives import value_and_gradients
+from keras_hposgld.core.loop import run_pooling_steps
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.loop import run_pooling_steps
 
 
 class DescentState(NamedTuple):

@@ -8,14 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_hposgld.core.loop import run_pooling_steps
+from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.loop import run_pooling_steps
-from keras_hposgld.problem import BilevelProblem
-from keras_hposgld.sgld import SGLD
+from keras_hposgld.samplers.sgld import SGLD
 
 
 def run_chain(

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_hposgld.problem import BilevelProblem
-from keras_hposgld.sgld import SGLD
+from keras_hposgld.core.problem import BilevelProblem
+from keras_hposgld.samplers.sgld import SGLD
 
 
 class Estimate(NamedTuple):

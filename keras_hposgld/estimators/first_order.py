@@ -6,15 +6,15 @@ identity, so no second derivative is needed. Hyperparameters that enter the
 inner objective get no gradient through it.
 """
 
-from keras_hposgld.derivatives import vector_jacobian_product
+from keras_hposgld.core.derivatives import vector_jacobian_product
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import zeros_like
 
 
 @register("first_order")

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import directional_derivative
+from keras_hposgld.core.derivatives import directional_derivative
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
@@ -17,9 +20,6 @@ from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.lists import zeros_like
 
 
 class FMDState(NamedTuple):

@@ -10,6 +10,12 @@ import abc
 
 import tensorflow as tf
 
+from keras_hposgld.core.linear_solvers import conjugate_gradient
+from keras_hposgld.core.linear_solvers import largest_curvature
+from keras_hposgld.core.linear_solvers import neumann_series
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
@@ -18,12 +24,6 @@ from keras_hposgld.estimators.estimator import check_number
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
-from keras_hposgld.linear_solvers import conjugate_gradient
-from keras_hposgld.linear_solvers import largest_curvature
-from keras_hposgld.linear_solvers import neumann_series
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.lists import zeros_like
 
 
 class ImplicitEstimator(HypergradientEstimator):

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import value_and_gradients
+from keras_hposgld.core.derivatives import value_and_gradients
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import zeros_like
 
 
 class OuterGradient(NamedTuple):

@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import vector_jacobian_product
+from keras_hposgld.core.derivatives import vector_jacobian_product
+from keras_hposgld.core.loop import run_pooling_steps
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.estimator import batch_at
 from keras_hposgld.estimators.estimator import Chain
@@ -19,10 +23,6 @@ from keras_hposgld.estimators.estimator import check_count
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import register
-from keras_hposgld.estimators.loop import run_pooling_steps
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.lists import zeros_like
 
 
 class RMDState(NamedTuple):

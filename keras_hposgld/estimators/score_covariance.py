@@ -14,7 +14,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.derivatives import value_and_gradients
+from keras_hposgld.core.derivatives import value_and_gradients
+from keras_hposgld.core.vectors import component_along
+from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.estimator import Chain
 from keras_hposgld.estimators.estimator import check_count
@@ -23,10 +27,6 @@ from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.estimator import refuse_moving_start
 from keras_hposgld.estimators.estimator import register
 from keras_hposgld.estimators.sampled_losses import SampledLosses
-from keras_hposgld.lists import component_along
-from keras_hposgld.lists import plus
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.lists import zeros_like
 
 
 class ScoreCovarianceState(NamedTuple):

@@ -12,7 +12,7 @@ import functools
 
 import tensorflow as tf
 
-from keras_hposgld.large_tensors import is_large
+from keras_hposgld.core.vectors import is_large
 
 
 def bounded_penalty(

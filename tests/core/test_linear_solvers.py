@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_hposgld import linear_solvers
+from keras_hposgld.core import linear_solvers
 
 
 def make_system(rng, scale=1.0):

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
+from keras_hposgld.core.vectors import component_along
 from keras_hposgld.estimators.batch_means import BatchMeans
-from keras_hposgld.lists import component_along
 
 
 def batch_means_error(series):

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.large_tensors import is_large
+from keras_hposgld.core.vectors import is_large
 
 NOISES = ("gaussian", "rademacher")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from keras_hposgld.lists import dot
-from keras_hposgld.lists import norm
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.lists import zeros_like
+from keras_hposgld.core.vectors import dot
+from keras_hposgld.core.vectors import norm
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import zeros_like
 
 
 def neumann_series(

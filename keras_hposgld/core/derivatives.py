@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.lists import norm
-from keras_hposgld.lists import plus_scaled
-from keras_hposgld.moments import exact_moments
+from keras_hposgld.core.second_derivatives import exact_moments
+from keras_hposgld.core.vectors import norm
+from keras_hposgld.core.vectors import plus_scaled
 
 
 class LinearizedGradient(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import problems
 import tensorflow as tf
 
-from keras_hposgld import derivatives
+from keras_hposgld.core import derivatives
 
 
 def test_pullback_is_vector_times_second_derivative(rng, run):

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld import large_tensors
-from keras_hposgld import sgld
+from keras_hposgld.core import vectors
+from keras_hposgld.samplers import sgld
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
@@ -86,7 +86,7 @@ def test_large_weights_take_the_same_rademacher_step(run, dtype, monkeypatch):
         )
 
     small = step()
-    monkeypatch.setattr(large_tensors, "COMPILED_SIZE", 200)
+    monkeypatch.setattr(vectors, "COMPILED_SIZE", 200)
     np.testing.assert_allclose(run(step), small, rtol=1e-6, atol=1e-7)
     noise = (small - (1.0 - 0.09) * param) / (1.3 * np.sqrt(2 * 0.03 * 0.2))
     np.testing.assert_allclose(np.abs(noise), 1.0, rtol=1e-5)

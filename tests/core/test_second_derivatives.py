@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld.derivatives import linearize_gradient
-from keras_hposgld.moments import exact_moments
-from keras_hposgld.moments import moments
+from keras_hposgld.core.derivatives import linearize_gradient
+from keras_hposgld.core.second_derivatives import exact_moments
+from keras_hposgld.core.second_derivatives import moments
 
 LAYERS = {
     "batch": lambda: keras.layers.BatchNormalization(),

@@ -62,3 +62,13 @@ def agreement(vector: list, reference: list) -> tuple[float, float]:
 def component_along(vector: list, sample: list) -> tf.Tensor:
     """The length of a sample's projection on a vector, zero where that is."""
     return tf.math.divide_no_nan(dot(vector, sample), norm(vector))
+
+
+# From this size on, a pass over a tensor costs more than to have XLA compile
+# it away.
+COMPILED_SIZE = 2**16  # entries
+
+
+def is_large(shape: tf.TensorShape) -> bool:
+    """Whether a pass over a tensor of this shape is worth a compilation."""
+    return shape.is_fully_defined() and shape.num_elements() >= COMPILED_SIZE

@@ -1,0 +1,1 @@
+"""Plain tensors: problems, derivatives, vectors, solvers, loops. Private."""
