@@ -15,7 +15,9 @@ from keras_hposgld import diagnostics  # noqa: E402
 from keras_hposgld import estimators  # noqa: E402
 from keras_hposgld import layers  # noqa: E402
 from keras_hposgld import plotting  # noqa: E402
+from keras_hposgld import samplers  # noqa: E402
 from keras_hposgld.bilevel_model import BilevelModel  # noqa: E402
+from keras_hposgld.core.gauss_newton import mark_predictions  # noqa: E402
 from keras_hposgld.core.problem import BilevelProblem  # noqa: E402
 from keras_hposgld.estimators import Estimate  # noqa: E402
 from keras_hposgld.estimators import hypergradient  # noqa: E402
@@ -25,6 +27,7 @@ from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa
 from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters  # noqa: E402
 from keras_hposgld.meta_model import MetaModel  # noqa: E402
 from keras_hposgld.moved import keep_old_paths  # noqa: E402
+from keras_hposgld.samplers import PSGLD  # noqa: E402
 from keras_hposgld.samplers import SGLD  # noqa: E402
 
 keep_old_paths()
@@ -37,6 +40,7 @@ __all__ = [
     "Estimate",
     "ExampleWeights",
     "MetaModel",
+    "PSGLD",
     "SGLD",
     "callbacks",
     "data",
@@ -46,6 +50,8 @@ __all__ = [
     "hypergradient",
     "layers",
     "losses",
+    "mark_predictions",
     "plotting",
     "regularizers",
+    "samplers",
 ]

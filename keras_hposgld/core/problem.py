@@ -32,9 +32,16 @@ class BilevelProblem:
             counter of a random generator. With it, both objectives take a
             fourth argument `carry`, and `inner_objective` returns
             `(scalar, next_carry)`. Defaults to `None`: nothing is carried.
+        decay: Function `(hyperparameters, params)` to a structure like the
+            params (`None` where a tensor does not decay): the decoupled decay
+            of the weights, linear in the params. Each step subtracts it times
+            the sampler's learning rate, beside what the gradient does:
+            `lambda h, w: h * w` is the weight decay of AdamW. Defaults to
+            `None`: no decay.
 
     Raises:
-        TypeError: If an objective or `initial_params` is not callable.
+        TypeError: If an objective, `initial_params` or `decay` is not
+            callable.
 
     Reference:
         Kim and Hospedales, "A Stochastic Approach to Bi-Level Optimization
@@ -70,6 +77,7 @@ class BilevelProblem:
         outer_objective: Callable,
         initial_params: Callable | None = None,
         initial_carry: Any = None,
+        decay: Callable | None = None,
     ):
         for name, function in (
             ("inner_objective", inner_objective),
@@ -87,9 +95,16 @@ class BilevelProblem:
                 f"them. Received: initial_params={initial_params!r}. Pass "
                 "tensors to `hypergradient(params=...)` instead."
             )
+        if decay is not None and not callable(decay):
+            raise TypeError(
+                "`decay` must be a function of (hyperparameters, params), or "
+                f"None. Received: decay={decay!r}. Use "
+                "`lambda h, w: h * w` for the weight decay of AdamW."
+            )
         self.inner_objective = inner_objective
         self.outer_objective = outer_objective
         self.initial_params = initial_params
+        self.decay = decay
         self.carries = initial_carry is not None
         self._initial_carry = initial_carry if self.carries else ()
         # What a backward pass multiplies the objectives by, and divides their
@@ -118,6 +133,12 @@ class BilevelProblem:
             arguments += (carry,)
         return _scalar(self.outer_objective(*arguments), "outer_objective")
 
+    def decay_of(self, hyperparameters, params):
+        """The decoupled decay, like the params; `None` where there is none."""
+        if self.decay is None:
+            return None
+        return self.decay(hyperparameters, params)
+
     def on_lists(self, hyperparameters: Any, params: Any) -> "BilevelProblem":
         """The same problem as functions of flat lists of tensors.
 
@@ -142,11 +163,21 @@ class BilevelProblem:
                 start = self.initial_params(pack(hyperparameters, hypers))
                 return tf.nest.flatten(start)
 
+        decay = None
+        if self.decay is not None:
+
+            def decay(hypers, weights):
+                given = self.decay(
+                    pack(hyperparameters, hypers), pack(params, weights)
+                )
+                return tf.nest.flatten(given)
+
         return BilevelProblem(
             flat(self.inner_objective),
             flat(self.outer_objective),
             initial_params,
             self.initial_carry if self.carries else None,
+            decay,
         )
 
 

@@ -1,8 +1,10 @@
 """Vectors held as lists of tensors, the only arithmetic estimators need.
 
-`None` in the second list of a sum stands for zero: a derivative with respect
-to what nothing depends on.
+`None` stands for zero where a function says so: a derivative with respect to
+what nothing depends on.
 """
+
+import math
 
 import tensorflow as tf
 
@@ -12,24 +14,55 @@ def zeros_like(vector: list) -> list:
     return [tf.zeros_like(tensor) for tensor in vector]
 
 
+def add(*vectors: list) -> list:
+    """The sum of vectors; `None` stands for zero, and for a sum of zeros."""
+
+    def one(parts):
+        given = [part for part in parts if part is not None]
+        return sum(given[1:], start=given[0]) if given else None
+
+    return [one(parts) for parts in zip(*vectors, strict=True)]
+
+
+def scaled(scale, vector: list) -> list:
+    """`scale * vector`; `None` stands for zero and stays it."""
+    return [
+        None if part is None else _in_dtype(scale, part.dtype) * part
+        for part in vector
+    ]
+
+
+def pack(vector: list) -> list:
+    """A vector for the state of a loop, which cannot hold `None`."""
+    return [() if part is None else part for part in vector]
+
+
+def unpack(packed: list) -> list:
+    """What `pack` was given."""
+    return [None if isinstance(part, tuple) else part for part in packed]
+
+
 def plus(left: list, right: list) -> list:
-    """`left + right`."""
+    """`left + right`; `None` on the right stands for zero."""
     return [a if b is None else a + b for a, b in zip(left, right, strict=True)]
 
 
 def plus_scaled(left: list, scale, right: list) -> list:
-    """`left + scale * right`, in the dtypes of `left`."""
+    """`left + scale * right`, in the dtypes of `left`.
 
-    def in_dtype(dtype):
-        # A cast would take a Python float through float32.
-        if isinstance(scale, float):
-            return tf.constant(scale, dtype)
-        return tf.cast(scale, dtype)
-
+    `None` on the right stands for zero.
+    """
     return [
-        a if b is None else a + in_dtype(a.dtype) * tf.cast(b, a.dtype)
+        a if b is None else a + _in_dtype(scale, a.dtype) * tf.cast(b, a.dtype)
         for a, b in zip(left, right, strict=True)
     ]
+
+
+def _in_dtype(scale, dtype):
+    # A cast would take a Python float through float32.
+    if isinstance(scale, float):
+        return tf.constant(scale, dtype)
+    return tf.cast(scale, dtype)
 
 
 def dot(left: list, right: list) -> tf.Tensor:
@@ -53,10 +86,18 @@ def norm(vector: list) -> tf.Tensor:
 
 
 def agreement(vector: list, reference: list) -> tuple[float, float]:
-    """Cosine of the angle between two vectors, and the ratio of lengths."""
-    lengths = float(norm(vector)), float(norm(reference))
-    cosine = float(dot(vector, reference)) / (lengths[0] * lengths[1])
-    return cosine, lengths[0] / lengths[1]
+    """Cosine of the angle between two vectors, and the ratio of lengths.
+
+    A vector of length zero has no direction: the cosine is then 0. The ratio
+    to a reference of length zero is infinite, or 1 if both have that length.
+    """
+    length, reference_length = float(norm(vector)), float(norm(reference))
+    if reference_length == 0.0:
+        return 0.0, 1.0 if length == 0.0 else math.inf
+    if length == 0.0:
+        return 0.0, 0.0
+    cosine = float(dot(vector, reference)) / (length * reference_length)
+    return cosine, length / reference_length
 
 
 def component_along(vector: list, sample: list) -> tf.Tensor:

@@ -2,86 +2,90 @@
 
 HPO-SGLD leaves out how the inner dynamics forget. This estimator keeps it, by
 one more vector q of the size of the weights. With v = df/dtheta, H the Hessian
-of the inner objective L_T, and all derivatives at the theta where a step of the
-chain begins,
+of the inner objective L_T and C = d2L_T/dtheta dlambda, all of them at the
+theta^m where a step of the chain begins, each step
 
-    q <- q - alpha (H q - v)
-    h <- h + (df/dlambda - q . d2L_T/dtheta dlambda) / M, after B steps.
+    takes the sample       df/dlambda - q . C,
+    and then moves q along the force H q - v, by the sampler's own step without
+    its noise:             w <- mu w + A (H q - v),    q <- q - B w.
 
-q is the adjoint of the chain, run forward in time: stationary overdamped
-Langevin dynamics is reversible, so the adjoint, which by rights runs backward
-along the path, has the law of one that runs forward. So h is unbiased as alpha
-goes to 0, at any finite temperature and for any length of the chain. At
-temperature 0 it solves H q = v while the weights converge, as SOBA does
-(Dagreou et al., 2022). The derivation is in the documentation.
+So a sample pairs C with the q of *before* the step: the derivative of the chain
+is a sum over the steps before it. q is the adjoint of the chain, run forward in
+time, which a reversible law allows. At temperature 0 it solves H q = v while
+the weights converge, as SOBA does (Dagreou et al., 2022). The derivation is in
+the documentation.
 """
 
-from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.core.derivatives import difference_along
-from keras_hposgld.core.vectors import component_along
-from keras_hposgld.core.vectors import plus
+from keras_hposgld.core.checks import check_known
+from keras_hposgld.core.checks import check_number
+from keras_hposgld.core.vectors import norm
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import zeros_like
-from keras_hposgld.estimators.batch_means import BatchMeans
-from keras_hposgld.estimators.descent import linearize_inner
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
-from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import refuse_moving_start
-from keras_hposgld.estimators.estimator import register
-from keras_hposgld.estimators.outer_gradient import outer_gradient
-from keras_hposgld.estimators.outer_gradient import unknown
-from keras_hposgld.estimators.sampled_losses import SampledLosses
+from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.chain import refuse_moving_start
+from keras_hposgld.estimators.law import curvature_product
+from keras_hposgld.estimators.law import difference_product
+from keras_hposgld.estimators.law import law_products
+from keras_hposgld.estimators.registry import register
+from keras_hposgld.estimators.sampled import SampledEstimator
+from keras_hposgld.estimators.sampled import SampledState
+from keras_hposgld.estimators.sampled import Step
 
+CURVATURES = ("hessian", "gauss_newton")
 HESSIAN_PRODUCTS = ("exact", "difference")
+# A linear solve starts at a residual of 1 and falls. Above this, q has grown
+# along a direction of negative curvature or under too large a step.
+DIVERGED = 1e3
 
 
-class AdjointSGLDState(NamedTuple):
-    """What the next step needs. Sums run over the samples."""
+class Adjoint(NamedTuple):
+    """What the recursion keeps beside h."""
 
-    params: list
-    carry: Any
     q: list
-    h: list
-    outer: Any  # f and its derivatives, where they are not renewed each step
-    losses: SampledLosses
-    error: BatchMeans
+    w: list  # the velocity of q; empty without momentum
+    residual: tf.Tensor  # |H q - v| of the last step
+    largest_v: tf.Tensor  # the largest |v| so far
 
 
 @register("adjoint_sgld")
-class AdjointSGLD(HypergradientEstimator):
+class AdjointSGLD(SampledEstimator):
     """A forward adjoint over an SGLD chain.
 
-    An inner step costs what one of HPO-SGLD costs and a product with the
-    Hessian of the inner objective. It forgets where the chain started. It needs
-    a chain that mixes without crossing barriers: between separated wells no
-    local estimator is right, and on the way over a barrier q explodes, so that
-    the mean rests on rare huge values (measured in the documentation).
+    An inner step costs one of HPO-SGLD and a product with the Hessian of the
+    inner objective. The estimate forgets where the chain started. The chain has
+    to mix without crossing barriers: between separated wells no local estimator
+    is right (measured in the documentation). Where q diverges the estimate is
+    NaN, which no hyperparameter ever receives, and `residual` infinite.
 
     Args:
         burn_in: Integer `>= 0`. Defaults to `10`.
         num_samples: Integer `>= 1`. Defaults to `10`.
-        warm_start: Whether `BilevelModel` keeps q from one outer iteration to
-            the next. Defaults to `True`. (`hypergradient` is a pure function:
-            there q starts at zero.)
-        outer_every: Integer `>= 1`: the outer gradient is computed at every
-            so many steps, and at the first, and taken for unchanged in
-            between, which costs one more copy of the weights. Defaults to
-            `1`.
-        hessian_product: How H q is made. `"exact"` (default): from the tape
-            of the inner gradient, at the cost of two gradients. `"difference"`:
-            from one more gradient, a little further along q. In float32 it is
-            right to about three digits for smooth networks, to two across the
-            kinks of ReLUs.
+        warm_start: Whether q is kept from one outer iteration to the next, by
+            `BilevelModel` and by `hypergradient(previous=...)`. Defaults to
+            `True`.
+        outer_every: Integer `>= 1`: the outer gradient is recomputed every
+            `outer_every` steps, and at the first, and reused in between. That
+            costs one more copy of the weights. Defaults to `1`.
+        hessian_product: `"exact"` (default), or `"difference"`: H q from one
+            more gradient, a little further along q. In float32 it is right to
+            about three digits, to two across the kinks of ReLUs.
+        damping: Float `>= 0`, added to the diagonal of H: a diverging q comes
+            back where it exceeds the most negative curvature. Defaults to
+            `0.0`.
+        curvature: `"hessian"` (default), or `"gauss_newton"`: the generalized
+            Gauss-Newton matrix in place of H, which has no negative curvature.
+            A problem that is not a Keras model calls
+            `keras_hposgld.mark_predictions` in its inner objective.
 
     Raises:
-        ValueError: If a number is out of range, `hessian_product` is unknown,
-            or the problem has `initial_params`.
+        ValueError: If a number is out of range, a name is unknown, both
+            `hessian_product` and `curvature` are not the default, or the
+            problem has `initial_params`.
 
     Example:
 
@@ -92,7 +96,11 @@ class AdjointSGLD(HypergradientEstimator):
     ```
     """
 
-    serves_replicas = True
+    residual_name = (
+        "the adjoint q of `AdjointSGLD`, which diverges where the curvature is "
+        "negative or the learning rate too large (take `damping=`, "
+        '`curvature="gauss_newton"` or a smaller learning rate)'
+    )
 
     def __init__(
         self,
@@ -101,103 +109,83 @@ class AdjointSGLD(HypergradientEstimator):
         warm_start: bool = True,
         outer_every: int = 1,
         hessian_product: str = "exact",
+        damping: float = 0.0,
+        curvature: str = "hessian",
     ):
-        self.burn_in = check_count("burn_in", burn_in, 0)
-        self.num_samples = check_count("num_samples", num_samples, 1)
-        self.warm_start = bool(warm_start)
-        self.remembers = self.warm_start
-        self.outer_every = check_count("outer_every", outer_every, 1)
-        if hessian_product not in HESSIAN_PRODUCTS:
+        self._set_lengths(burn_in, num_samples, outer_every)
+        self.warm_start = self.remembers = bool(warm_start)
+        self.hessian_product = check_known(
+            "hessian_product", hessian_product, HESSIAN_PRODUCTS
+        )
+        self.damping = check_number("damping", damping)
+        self.curvature = check_known("curvature", curvature, CURVATURES)
+        if curvature != "hessian" and hessian_product != "exact":
             raise ValueError(
-                f"`hessian_product` must be one of {HESSIAN_PRODUCTS}. "
-                f"Received: hessian_product={hessian_product!r}."
+                '`hessian_product` must be "exact" with `curvature='
+                f'"{curvature}"`, which needs no Hessian. Received: '
+                f"hessian_product={hessian_product!r}."
             )
-        self.hessian_product = hessian_product
-        self.num_steps = self.burn_in + self.num_samples
 
-    def init(self, chain: Chain, params: list) -> AdjointSGLDState:
+    def begin(self, chain: Chain, params: list) -> Adjoint:
         refuse_moving_start(
             self, chain.problem, "it forgets where the chain started"
         )
-        return AdjointSGLDState(
-            params=params,
-            carry=chain.problem.initial_carry,
-            q=list(chain.memory) or zeros_like(params),
-            h=zeros_like(chain.hyperparameters),
-            outer=unknown(chain, params, self.outer_every),
-            losses=SampledLosses.zero(self.num_samples, params[0].dtype),
-            error=BatchMeans.zero(chain.hyperparameters[0].dtype),
-        )
+        kept, zero = list(chain.memory), tf.zeros([], params[0].dtype)
+        q = kept[: len(params)] or zeros_like(params)
+        w = zeros_like(params) if chain.sampler.momentum else []
+        return Adjoint(q, kept[len(params) :] or w, zero, zero)
 
-    def step(
-        self, chain: Chain, state, index, inner_batch, outer_batch
-    ) -> AdjointSGLDState:
-        hypers, params = list(chain.hyperparameters), state.params
-        dtype = params[0].dtype
+    def sources(self, chain: Chain, own: Adjoint, position) -> list:
+        exact = (self.curvature, self.hessian_product) == ("hessian", "exact")
+        return [*chain.hyperparameters, *(position.params if exact else [])]
 
-        def inner_at(params, sources):
-            return linearize_inner(
-                chain, params, state.carry, inner_batch, sources
+    def contribute(self, chain: Chain, own: Adjoint, step: Step) -> tuple:
+        """The sample's q . C, and then q after the step."""
+        inner, before, hessian_q = step.inner, step.before, None
+        if self.curvature == "gauss_newton":
+            hessian_q = curvature_product(
+                chain, before, step.inner_batch, own.q
             )
-
-        exact = self.hessian_product == "exact"
-        inner = inner_at(params, [*hypers, *params] if exact else hypers)
-        (f, direct, v), outer = outer_gradient(
-            chain,
-            lambda params: chain.problem.outer(
-                hypers, params, outer_batch, inner.carry
-            ),
-            params,
-            state.outer,
-            index,
-            self.num_steps,
-            self.outer_every,
-        )
-        alpha = chain.learning_rate(index, dtype)
-        if exact:
-            hessian_q = inner.pullback(state.q)[len(hypers) :]
-        else:
-            hessian_q = difference_along(
-                lambda params: inner_at(params, sources=[]).gradient,
-                *(params, inner.gradient, state.q),
+        elif self.hessian_product == "difference":
+            hessian_q = difference_product(
+                chain, inner, before, step.inner_batch, own.q
             )
-        (f, value), v, hessian_q = chain.mean([f, inner.value], v, hessian_q)
+        mixed, hessian_q = law_products(
+            chain, inner, before, step.scales, own.q, hessian_q
+        )
+        hessian_q = plus_scaled(hessian_q, self.damping, own.q)
         # One sum, not two in a row: TensorFlow's optimizers make a temporary
         # variable of three summands, which fails in a loop of large tensors.
-        residual = plus_scaled(v, -1.0, hessian_q)
-        q = plus_scaled(state.q, alpha, residual)
-        mixed, direct = chain.mean(inner.pullback(q)[: len(hypers)], direct)
-        chain.report_unused(mixed, direct)
-        sample = plus(plus_scaled(zeros_like(hypers), -1.0, mixed), direct)
+        force = plus_scaled(hessian_q, -1.0, step.outer.v)
+        w = step.scales.force(force)
+        if own.w:
+            w = plus_scaled(w, chain.sampler.momentum, own.w)
+        q = plus_scaled(own.q, -1.0, step.scales.velocity(w))
+        if (direct := step.scales.direct(force)) is not None:
+            q = plus_scaled(q, -1.0, direct)
+        return Adjoint(
+            q,
+            w if own.w else [],
+            norm(force),
+            tf.maximum(own.largest_v, norm(step.outer.v)),
+        ), mixed
 
-        number = index + 1 - self.burn_in
-        sampled = tf.cast(number > 0, dtype)
-        h = plus_scaled(state.h, sampled, sample)
-        return AdjointSGLDState(
-            params=chain.move(params, inner.gradient, index),
-            carry=inner.carry,
-            q=q,
-            h=h,
-            outer=outer,
-            losses=state.losses.add(value, f, number),
-            error=state.error.add(
-                component_along(h, sample), number, self.num_samples
+    def conclude(self, chain: Chain, state: SampledState) -> dict:
+        own = state.own
+        diverged = ~(own.residual <= DIVERGED * own.largest_v)
+        bad = tf.constant(float("nan"), own.residual.dtype)
+        return {
+            "hypergradient": [
+                tf.where(diverged, tf.cast(bad, total.dtype), total)
+                for total in scaled(1.0 / self.num_samples, state.h)
+            ],
+            "residual": tf.where(
+                diverged,
+                tf.constant(float("inf"), own.residual.dtype),
+                tf.math.divide_no_nan(own.residual, own.largest_v),
             ),
-        )
-
-    def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
-    ) -> Estimate:
-        return Estimate(
-            hypergradient=[total / self.num_samples for total in state.h],
-            params=state.params,
-            inner_loss=state.losses.inner_mean,
-            outer_loss=state.losses.outer_mean,
-            standard_error=state.error.standard_error(self.num_samples),
-            carry=state.carry,
-            memory=state.q if self.remembers else (),
-            outer_losses=state.losses.outer,
-        )
+            "memory": [*own.q, *own.w] if self.remembers else (),
+        }
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         # theta and q before and after, a gradient, v, H q (and v of before).
@@ -210,4 +198,6 @@ class AdjointSGLD(HypergradientEstimator):
             "warm_start": self.warm_start,
             "outer_every": self.outer_every,
             "hessian_product": self.hessian_product,
+            "damping": self.damping,
+            "curvature": self.curvature,
         }

@@ -1,12 +1,22 @@
-"""The Monte Carlo error of a chain's mean, by the method of batch means.
+"""The Monte Carlo error of a chain's estimate, by the method of batch means.
 
-Neighbouring samples of a chain are correlated, so their variance says nothing
-about the error of their mean. The means of long batches are nearly independent,
-and their variance does. With M samples there are about sqrt(M) batches.
+Neighboring steps of a chain are correlated, so their variance says nothing
+about the error of their sum. The sums of long batches are nearly independent,
+and their variance does. With N contributions there are about sqrt(N) batches.
 
-What is followed is one number a sample: its component along the hypergradient
+An estimate is a weighted sum of two series that are stationary in a long chain,
+
+    h = sum_m w_m x_m + s_m y_m,
+
+with weights that are known beforehand: x is what a step adds through the
+weights of the model, y the direct derivative. The sums of the batches deviate
+by `sum w (x - mean x) + s (y - mean y)`. (A running sum, such as HPO-SGLD's g,
+drifts and is not stationary: the batch means of g itself would measure the
+drift.)
+
+What is followed is one number per step: its component along the hypergradient
 so far. So the error is that of the hypergradient's length, to first order, and
-costs no further vector.
+costs no further vector. For short chains it is a lower bound.
 
 Reference:
     Flegal and Jones, "Batch means and spectral variance estimators in Markov
@@ -16,61 +26,92 @@ Reference:
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
 class BatchMeans(NamedTuple):
-    """Sums over the samples so far."""
+    """Sums over the contributions so far.
 
-    total: tf.Tensor  # of all samples
-    batch: tf.Tensor  # of the samples of the current batch
-    squares: tf.Tensor  # of each finished batch: its sum**2 / its length
+    All values are shifted by the first one, so that a small spread around a
+    large mean does not cancel in float32.
+    """
+
+    first: tf.Tensor  # (2,): the first x and y
+    totals: tf.Tensor  # (2,): sums of x and y, shifted
+    batches: tf.Tensor  # (number of batches,): weighted sums, shifted
 
     @classmethod
-    def zero(cls, dtype) -> "BatchMeans":
-        return cls(*[tf.zeros([], dtype)] * 3)
-
-    def add(self, value, number, num_samples: int) -> "BatchMeans":
-        """Adds a sample.
+    def zero(cls, number: int, dtype) -> "BatchMeans":
+        """Before the first contribution.
 
         Args:
-            value: Scalar tensor, the sample.
-            number: Integer tensor: which sample it is, counted from 1. One
-                below 1 is not added.
-            num_samples: Integer, how many there will be.
+            number: Integer, how many contributions there will be.
+            dtype: Floating-point dtype.
         """
-        num_batches, length = _partition(num_samples)
-        value = tf.where(number >= 1, value, tf.zeros_like(value))
-        # The last batch takes what does not divide.
-        last_length = num_samples - (num_batches - 1) * length
-        is_last = tf.equal(number, num_samples)
-        ends = is_last | (
-            tf.equal(number % length, 0)
-            & (number >= length)
-            & (number <= (num_batches - 1) * length)
-        )
-        batch = self.batch + value
-        size = tf.where(is_last, last_length, length)
-        square = batch**2 / tf.cast(size, batch.dtype)
-        zero = tf.zeros_like(batch)
+        num_batches = len(_sizes(number))
+        two = tf.zeros([2], dtype)
+        return cls(two, two, tf.zeros([num_batches], dtype))
+
+    def add(
+        self, values, weights, is_first, position, number: int
+    ) -> "BatchMeans":
+        """Adds the contribution of a step.
+
+        Args:
+            values: Pair of scalar tensors, x and y.
+            weights: Pair of scalar tensors, w and s. A value without weight
+                is not part of its series.
+            is_first: Pair of boolean tensors: whether a series begins.
+            position: Integer tensor: which contribution it is, from 0. One
+                below 0 has no weight.
+            number: Integer, how many there will be.
+        """
+        dtype = self.totals.dtype
+        values = tf.stack([tf.cast(value, dtype) for value in values])
+        weights = tf.stack([tf.cast(weight, dtype) for weight in weights])
+        first = tf.where(tf.stack(is_first), values, self.first)
+        shifted = tf.where(weights != 0, values - first, tf.zeros_like(values))
+        sizes = _sizes(number)
+        batch = tf.minimum(tf.maximum(position, 0) // sizes[0], len(sizes) - 1)
         return BatchMeans(
-            total=self.total + value,
-            batch=tf.where(ends, zero, batch),
-            squares=self.squares + tf.where(ends, square, zero),
+            first,
+            self.totals + shifted,
+            tf.tensor_scatter_nd_add(
+                self.batches, [[batch]], [tf.reduce_sum(weights * shifted)]
+            ),
         )
 
-    def standard_error(self, num_samples: int) -> tf.Tensor | None:
-        """Standard error of the mean; `None` where there is one sample."""
+    def standard_error(
+        self, weights: np.ndarray, num_samples: int
+    ) -> tf.Tensor | None:
+        """Standard error of h; `None` where it rests on one sample.
+
+        Args:
+            weights: Array `(number, 2)`, w and s of every contribution, as
+                they were given to `add`.
+            num_samples: Integer, by which h is divided at the end.
+        """
+        number = len(weights)
         if num_samples == 1:
             return None
-        num_batches, _ = _partition(num_samples)
-        spread = self.squares - self.total**2 / num_samples
-        return tf.sqrt(
-            tf.maximum(spread, 0.0) / (num_samples * (num_batches - 1))
+        ends = np.cumsum([0, *_sizes(number)[:-1]])
+        expected = np.add.reduceat(weights, ends, axis=0)
+        counts = np.maximum((weights != 0).sum(axis=0), 1)
+        dtype = self.totals.dtype
+        means = self.totals / tf.constant(counts, dtype)
+        deviations = self.batches - tf.linalg.matvec(
+            tf.constant(expected, dtype), means
         )
+        num_batches = len(ends)
+        variance = tf.reduce_sum(deviations**2) * (
+            num_batches / (num_batches - 1)
+        )
+        return tf.sqrt(variance) / num_samples
 
 
-def _partition(num_samples):
-    """Number of batches and the length of all but the last."""
-    num_batches = min(num_samples, max(2, math.isqrt(num_samples)))
-    return num_batches, num_samples // num_batches
+def _sizes(number):
+    """The sizes of the batches: equal ones, and the last takes the rest."""
+    num_batches = min(number, max(2, math.isqrt(number)))
+    size = number // num_batches
+    return [size] * (num_batches - 1) + [number - (num_batches - 1) * size]

@@ -1,6 +1,5 @@
-"""The chain without a recursion: what IFT and RMD run before they look back.
-
-A state holds no more than the weights and what the inner objective carries.
+"""The chain without a recursion: what IFT, RMD and FMD run before they look
+back at it, or beside what they carry.
 """
 
 from typing import Any
@@ -8,38 +7,41 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.core.derivatives import linearize_gradient
-from keras_hposgld.core.derivatives import value_and_gradients
+from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.loop import run_pooling_steps
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.chain import batch_at
+from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.chain import OuterGradient
+from keras_hposgld.estimators.chain import Position
 
 
 class DescentState(NamedTuple):
     """Where the chain is, and the inner objective where its step began."""
 
-    params: list
-    carry: Any
+    position: Position
     inner_loss: tf.Tensor
 
 
 def start(chain: Chain, params: list) -> DescentState:
     """The state before the first step."""
+    return DescentState(chain.begin(params), tf.zeros([], params[0].dtype))
+
+
+def follow(
+    chain: Chain, state: DescentState, inner: LinearizedGradient, index: Any
+) -> DescentState:
+    """The state after a step along a gradient that is known."""
+    (value,) = chain.mean([inner.value])
     return DescentState(
-        params, chain.problem.initial_carry, tf.zeros([], params[0].dtype)
+        chain.move(state.position, inner, index),
+        tf.cast(value, state.inner_loss.dtype),
     )
 
 
-def descend(chain: Chain, state, index, inner_batch) -> DescentState:
+def descend(chain: Chain, state: DescentState, index, inner_batch):
     """The state after one more step."""
-    inner = linearize_inner(
-        chain, state.params, state.carry, inner_batch, sources=[]
-    )
-    return DescentState(
-        chain.move(state.params, inner.gradient, index),
-        inner.carry,
-        tf.cast(inner.value, state.inner_loss.dtype),
-    )
+    inner = chain.linearize(state.position, inner_batch, sources=[])
+    return follow(chain, state, inner, index)
 
 
 def run(chain: Chain, params: list, num_steps: Any) -> DescentState:
@@ -51,27 +53,22 @@ def run(chain: Chain, params: list, num_steps: Any) -> DescentState:
     )
 
 
-def linearize_inner(chain: Chain, params, carry, inner_batch, sources):
-    """The gradient that a step follows, ready to be differentiated."""
-    return linearize_gradient(
-        lambda params: chain.problem.inner(
-            chain.hyperparameters, params, inner_batch, carry
-        ),
-        params,
-        sources,
-        chain.settle,
-        chain.problem.loss_scale,
-    )
-
-
-def outer_at_end(chain: Chain, state: DescentState, outer_batches, num_steps):
-    """The outer objective where the chain ended, with both its derivatives."""
+def outer_at_end(
+    chain: Chain, position: Position, outer_batches: Any, num_steps: int
+) -> OuterGradient:
+    """The outer objective where the chain ended, averaged over replicas."""
     last = batch_at(outer_batches, num_steps - 1)
-    return value_and_gradients(
-        lambda params: chain.problem.outer(
-            chain.hyperparameters, params, last, state.carry
-        ),
-        chain.hyperparameters,
-        state.params,
-        chain.problem.loss_scale,
-    )
+    outer = chain.outer(position.params, position.carry, last)
+    (value,), direct, v = chain.mean([outer.value], outer.direct, outer.v)
+    return OuterGradient(value, direct, v)
+
+
+def fields_of(state: DescentState, outer_loss: tf.Tensor) -> dict:
+    """What an estimate says of the chain itself."""
+    return {
+        "params": state.position.params,
+        "carry": state.position.carry,
+        "sampler_state": state.position.sampler_state,
+        "inner_loss": state.inner_loss,
+        "outer_loss": outer_loss,
+    }

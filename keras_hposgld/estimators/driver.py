@@ -1,21 +1,59 @@
-"""Runs a chain: one `tf.while_loop` around an estimator's step.
+"""Runs a chain: a loop around an estimator's step, and one to look back.
 
-`hypergradient` is the functional way in, where structures of tensors come in
-and go out; `run_chain` works on flat lists and serves the Keras side too.
+`run_chain` works on flat lists. It serves the functional way in
+(`functional.py`) and the Keras side, on one replica or on several.
 """
 
+from collections.abc import Callable
 from typing import Any
+from typing import Protocol
 
 import tensorflow as tf
 
 from keras_hposgld.core.loop import run_pooling_steps
-from keras_hposgld.core.problem import BilevelProblem
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import Chain
+from keras_hposgld.estimators.chain import batch_at
+from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import get
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.samplers.sgld import SGLD
+
+
+class Runner(Protocol):
+    """Where the parts of a chain run: here, or on several replicas."""
+
+    def call(self, function: Callable, *args: Any) -> Any:
+        """Calls a function of a chain, on each replica with its own part."""
+
+    def loop(
+        self, step: Callable, state: Any, num_steps: Any, *args: Any
+    ) -> Any:
+        """The state after some steps, by one `tf.while_loop`.
+
+        Args:
+            step: Function `(state, index, *args)` to the next state, called
+                as by `call`.
+            state: Structure of tensors.
+            num_steps: Integer, or integer tensor.
+            *args: What stays fixed.
+        """
+
+
+class LocalRunner:
+    """The `Runner` that runs everything where the caller is."""
+
+    def call(self, function: Callable, *args: Any) -> Any:
+        """Calls the function."""
+        return function(*args)
+
+    def loop(
+        self, step: Callable, state: Any, num_steps: Any, *args: Any
+    ) -> Any:
+        """Loops around the step."""
+        return run_pooling_steps(
+            lambda state, index: step(state, index, *args), state, num_steps
+        )
+
+
+LOCAL_RUNNER = LocalRunner()
 
 
 def run_chain(
@@ -24,6 +62,8 @@ def run_chain(
     params: list | None,
     inner_batches=None,
     outer_batches=None,
+    *,
+    runner: Runner = LOCAL_RUNNER,
 ) -> Estimate:
     """Runs one chain in one `tf.while_loop` and returns its estimate.
 
@@ -34,15 +74,19 @@ def run_chain(
             problem has `initial_params`.
         inner_batches: Structure of tensors whose leading axis counts inner
             steps, or `None`.
-        outer_batches: Likewise.
+        outer_batches: Structure of tensors, or `None`, as `inner_batches`.
+        runner: `Runner`. If it runs on several replicas, each of them has its
+            own values of all the arguments above and of the estimate.
     """
-    if chain.problem.initial_params is not None:
-        params = chain.problem.initial_params(chain.hyperparameters)
-    # Tensors of their own: where a param *is* a hyperparameter (the identity
-    # as `initial_params`), a tape could not tell the two apart.
-    params = [tf.identity(param) for param in params]
 
-    def step(state, index):
+    def init(chain, params):
+        if chain.problem.initial_params is not None:
+            params = chain.problem.initial_params(chain.hyperparameters)
+        # Tensors of their own: where a param *is* a hyperparameter (the
+        # identity as `initial_params`), a tape could not tell the two apart.
+        return estimator.init(chain, [tf.identity(param) for param in params])
+
+    def step(state, index, chain, inner_batches, outer_batches):
         return estimator.step(
             chain,
             state,
@@ -51,155 +95,47 @@ def run_chain(
             batch_at(outer_batches, index),
         )
 
-    state = run_pooling_steps(
-        step, estimator.init(chain, params), estimator.num_steps
-    )
-    return estimator.finish(chain, state, inner_batches, outer_batches)
+    def close(state, number, chain, *batches):
+        return estimator.close(chain, state, number, *batches)
+
+    def finish(chain, state, *batches):
+        estimate = estimator.finish(chain, state, *batches)
+        return poison_if_short(estimate, batches, estimator.num_steps)
+
+    batches = (inner_batches, outer_batches)
+    state = runner.call(init, chain, params)
+    state = runner.loop(step, state, estimator.num_steps, chain, *batches)
+    if estimator.num_closing_steps:
+        state = runner.call(estimator.turn, chain, state, *batches)
+        state = runner.loop(
+            close, state, estimator.num_closing_steps, chain, *batches
+        )
+    return runner.call(finish, chain, state, *batches)
 
 
-def hypergradient(
-    problem: BilevelProblem,
-    hyperparameters: Any,
-    params: Any = None,
-    *,
-    estimator: Any = "hpo_sgld",
-    sampler: SGLD,
-    inner_batches: Any = None,
-    outer_batches: Any = None,
-    seed: Any = 0,
+def poison_if_short(
+    estimate: Estimate, batches: Any, num_steps: int
 ) -> Estimate:
-    """Estimates the hypergradient of a bilevel problem by one chain.
+    """NaN in place of an estimate for which there were too few batches.
 
-    A pure function: it works eagerly, inside `tf.function` and with
-    `jit_compile=True`, and leaves `sampler` as it was.
-
-    Args:
-        problem: `BilevelProblem`.
-        hyperparameters: Structure of floating-point tensors.
-        params: Structure of floating-point tensors, where the chain starts.
-            Not needed, and not used, where the problem has `initial_params`.
-        estimator: `HypergradientEstimator` or an alias. Defaults to
-            `"hpo_sgld"`.
-        sampler: `SGLD`: the step of the chain. As any Keras optimizer, it
-            has to be made outside of a `tf.function`.
-        inner_batches: Structure of tensors with a leading axis of at least
-            `estimator.num_steps`: what the inner objective takes as `batch`
-            in each step. `None`, the default: no data.
-        outer_batches: Likewise, for the outer objective.
-        seed: Integer, or integer tensor of shape `(2,)`. Equal seeds give
-            equal chains.
-
-    Returns:
-        `Estimate`.
-
-    Raises:
-        ValueError: If there are no hyperparameters; if `params` is missing;
-            if there are fewer batches than the chain needs.
-        TypeError: If a tensor is not of a floating-point dtype, or `sampler`
-            no `SGLD`.
-
-    Example:
-
-    ```python
-    import keras_hposgld as hs
-    import tensorflow as tf
-
-    def inner(strengths, weights, batch):
-        x, y = batch
-        error = tf.linalg.matvec(x, weights) - y
-        penalty = tf.reduce_sum(strengths * weights**2)
-        return tf.reduce_mean(error**2) + penalty
-
-    def outer(strengths, weights, batch):
-        x, y = batch
-        return tf.reduce_mean((tf.linalg.matvec(x, weights) - y) ** 2)
-
-    x = tf.random.normal((20, 8, 3))  # 20 steps of 8 examples
-    y = tf.reduce_sum(x, axis=-1)
-    estimate = hs.hypergradient(
-        hs.BilevelProblem(inner, outer),
-        hyperparameters=tf.fill([3], 0.5),
-        params=tf.zeros([3]),
-        estimator=hs.estimators.HPOSGLD(burn_in=10, num_samples=10),
-        sampler=hs.SGLD(0.05, temperature=1e-4),
-        inner_batches=(x, y),
-        outer_batches=(x, y),
-    )
-    assert estimate.hypergradient.shape == (3,)
-    ```
+    Where the number of batches is not known before the chain runs, TensorFlow
+    would take the last one again and again, under XLA without a word.
     """
-    estimator = get(estimator)
-    if not isinstance(sampler, SGLD):
-        raise TypeError(
-            "`sampler` must be a `keras_hposgld.SGLD`. "
-            f"Received: sampler={sampler!r}."
-        )
-    hyperparameters = _float_tensors("hyperparameters", hyperparameters)
-    if not tf.nest.flatten(hyperparameters):
-        raise ValueError(
-            "`hyperparameters` must hold at least one tensor. "
-            f"Received: hyperparameters={hyperparameters}."
-        )
-    if problem.initial_params is not None:
-        params = problem.initial_params(hyperparameters)
-    elif params is None:
-        raise ValueError(
-            "`params` must be given where the problem has no "
-            "`initial_params`. Received: params=None."
-        )
-    params = _float_tensors("params", params)
-    for name, batches in (
-        ("inner_batches", inner_batches),
-        ("outer_batches", outer_batches),
-    ):
-        _check_batches(name, batches, estimator.num_steps)
+    short = [
+        tf.shape(x)[0] < num_steps
+        for x in tf.nest.flatten(batches)
+        if x is not None and x.shape[0] is None
+    ]
+    if not short:
+        return estimate
+    is_short = tf.reduce_any(tf.stack(short))
 
-    seed = tf.cast(seed, tf.int32)
-    chain = Chain(
-        problem=problem.on_lists(hyperparameters, params),
-        hyperparameters=tf.nest.flatten(hyperparameters),
-        sampler=sampler,
-        first_step=0,
-        seed=tf.stack([seed, 0]) if seed.shape.rank == 0 else seed,
-    )
-    estimate = run_chain(
-        estimator,
-        chain,
-        tf.nest.flatten(params),
-        inner_batches,
-        outer_batches,
-    )
+    def poisoned(x):
+        return tf.where(is_short, tf.constant(float("nan"), x.dtype), x)
+
     return estimate._replace(
-        hypergradient=tf.nest.pack_sequence_as(
-            hyperparameters, estimate.hypergradient
-        ),
-        params=tf.nest.pack_sequence_as(params, estimate.params),
+        hypergradient=[poisoned(x) for x in estimate.hypergradient],
+        params=[poisoned(x) for x in estimate.params],
+        inner_loss=poisoned(estimate.inner_loss),
+        outer_loss=poisoned(estimate.outer_loss),
     )
-
-
-def _float_tensors(name, structure):
-    tensors = tf.nest.map_structure(
-        lambda x: tf.convert_to_tensor(float(x) if isinstance(x, int) else x),
-        structure,
-    )
-    for tensor in tf.nest.flatten(tensors):
-        if not tensor.dtype.is_floating:
-            raise TypeError(
-                f"`{name}` must hold floating-point tensors, or nothing can be "
-                f"differentiated by them. Received: a tensor of dtype "
-                f"{tensor.dtype.name}."
-            )
-    return tensors
-
-
-def _check_batches(name, batches, num_steps):
-    for tensor in tf.nest.flatten(batches):
-        if tensor is None:
-            continue
-        shape = tf.convert_to_tensor(tensor).shape
-        if shape.rank == 0 or (shape[0] is not None and shape[0] < num_steps):
-            raise ValueError(
-                f"`{name}` must have a leading axis of at least {num_steps}, "
-                "one batch for each inner step. Received: a tensor of shape "
-                f"{tuple(shape)}. Stack more batches or shorten the chain."
-            )

@@ -1,25 +1,25 @@
 """The hypergradient of a chain whose start is learned, to first order.
 
 With v = df/dtheta where the chain ended and D0 = dtheta^0/dlambda, it is
-df/dlambda + v . D0: the derivative of the inner steps is taken for the
+df/dlambda + v . D0: the Jacobian of the inner steps is approximated by the
 identity, so no second derivative is needed. Hyperparameters that enter the
 inner objective get no gradient through it.
 """
 
+from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import vector_jacobian_product
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
+from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.registry import register
 
 
 @register("first_order")
 class FirstOrder(HypergradientEstimator):
-    """First-order MAML: the outer gradient at the end, taken for the start's.
+    """First-order MAML: the outer gradient at the end stands for the start's.
 
     It serves problems with `initial_params` alone: elsewhere it would return
     nothing but the direct derivative.
@@ -44,6 +44,8 @@ class FirstOrder(HypergradientEstimator):
     ```
     """
 
+    serves_replicas = True
+
     def __init__(self, num_steps: int = 20):
         self.num_steps = check_count("num_steps", num_steps, 1)
 
@@ -63,18 +65,17 @@ class FirstOrder(HypergradientEstimator):
         self, chain: Chain, state, inner_batches, outer_batches
     ) -> Estimate:
         hypers = list(chain.hyperparameters)
-        f, direct, v = descent.outer_at_end(
-            chain, state, outer_batches, self.num_steps
+        outer = descent.outer_at_end(
+            chain, state.position, outer_batches, self.num_steps
         )
         through_start = vector_jacobian_product(
-            chain.problem.initial_params, hypers, v
+            chain.problem.initial_params, hypers, outer.v
         )
         return Estimate(
-            hypergradient=plus(plus(zeros_like(hypers), direct), through_start),
-            params=state.params,
-            inner_loss=state.inner_loss,
-            outer_loss=f,
-            carry=state.carry,
+            hypergradient=plus(
+                plus(zeros_like(hypers), outer.direct), through_start
+            ),
+            **descent.fields_of(state, outer.value),
         )
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:

@@ -1,32 +1,40 @@
 """Forward-mode differentiation through the inner steps.
 
-Carries the Jacobian Z = dtheta/dlambda along the chain,
-Z <- Z - alpha (H Z + d2L_T/dtheta dlambda), one direction of lambda after the
-other: exact, but its time and memory grow with the number of hyperparameters.
+Carries the Jacobians Z = dtheta/dlambda and U = dM/dlambda along the chain,
+
+    G = H Z + C
+    U <- mu U + A G
+    Z <- Z - B U - E G - dD/dtheta Z - dD/dlambda
+
+(for SGLD without momentum Z <- Z - alpha (H Z + C)), one direction of lambda
+after the other: exact, but its time and memory grow with the number of
+hyperparameters.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import directional_derivative
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
+from keras_hposgld.estimators.chain import batch_at
+from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.registry import register
 
 
 class FMDState(NamedTuple):
-    """The chain, and its Jacobian with one row a hyperparameter."""
+    """The chain, and its Jacobians with one row per hyperparameter."""
 
     now: descent.DescentState
-    jacobian: list
+    z: list
+    u: list  # empty without momentum
 
 
 @register("fmd")
@@ -54,6 +62,10 @@ class FMD(HypergradientEstimator):
     ```
     """
 
+    # Its loop over the directions is one of each replica; the mean of what
+    # they give is taken outside of it.
+    serves_replicas = True
+
     def __init__(self, num_steps: int = 20, max_hyperparameters: int = 1000):
         self.num_steps = check_count("num_steps", num_steps, 1)
         self.max_hyperparameters = check_count(
@@ -72,81 +84,94 @@ class FMD(HypergradientEstimator):
                 f'{self.max_hyperparameters}. Use "hpo_sgld" or "rmd", or '
                 "raise `max_hyperparameters`."
             )
-        if chain.problem.initial_params is None:
-            jacobian = [tf.zeros([number, *x.shape], x.dtype) for x in params]
-        else:
-            jacobian = self._by_direction(
+        zero = [tf.zeros([number, *x.shape], x.dtype) for x in params]
+        z = zero
+        if chain.problem.initial_params is not None:
+            z = _by_direction(
                 hypers,
                 lambda direction, row: directional_derivative(
                     chain.problem.initial_params, hypers, direction
                 ),
                 params,
             )
-        return FMDState(descent.start(chain, params), jacobian)
+        u = zero if chain.sampler.momentum else []
+        return FMDState(descent.start(chain, params), z, u)
 
     def step(
-        self, chain: Chain, state, index, inner_batch, outer_batch
+        self, chain: Chain, state: FMDState, index, inner_batch, outer_batch
     ) -> FMDState:
-        hypers, now = list(chain.hyperparameters), state.now
+        hypers, before = list(chain.hyperparameters), state.now.position
+        params = before.params
+        inner = chain.linearize(before, inner_batch, [])
+        now = descent.follow(chain, state.now, inner, index)
+        scales = chain.scales(now.position.sampler_state, index)
+        decay = chain.decay(hypers, params)  # empty where nothing decays
+        decaying = [n for n, part in enumerate(decay) if part is not None]
 
-        def gradient(inputs):
-            moved = chain._replace(hyperparameters=inputs[: len(hypers)])
-            return descent.linearize_inner(
-                moved, inputs[len(hypers) :], now.carry, inner_batch, []
-            ).gradient
+        def gradient_and_decay(inputs):
+            moved = chain._replace(
+                hyperparameters=inputs[: len(hypers)],
+                average=lambda tensors: tensors,
+            )
+            at = before._replace(params=inputs[len(hypers) :])
+            gradient = moved.linearize(at, inner_batch, []).gradient
+            decay = chain.decay(moved.hyperparameters, at.params)
+            return [*gradient, *[decay[n] for n in decaying]]
 
-        change = self._by_direction(
+        rows = _by_direction(
             hypers,
             lambda direction, row: directional_derivative(
-                gradient,
-                [*hypers, *now.params],
-                [*direction, *[z[row] for z in state.jacobian]],
+                gradient_and_decay,
+                [*hypers, *params],
+                [*direction, *[z[row] for z in state.z]],
             ),
-            now.params,
+            [*params, *[params[n] for n in decaying]],
         )
-        alpha = chain.learning_rate(index, now.params[0].dtype)
-        return FMDState(
-            descent.descend(chain, now, index, inner_batch),
-            plus_scaled(state.jacobian, -alpha, change),
-        )
+        g = chain.mean(rows[: len(params)])
+        g = self._through_clipping(chain, inner.gradient, g, hypers)
+        u = scales.force(g)
+        if state.u:
+            u = plus_scaled(u, chain.sampler.momentum, state.u)
+        z = plus_scaled(state.z, -1.0, scales.velocity(u))
+        if (direct := scales.direct(g)) is not None:
+            z = plus_scaled(z, -1.0, direct)
+        decay = [None] * len(params)
+        for n, part in zip(decaying, rows[len(params) :], strict=True):
+            alpha = chain.sampler.learning_rate_at(scales.index, part.dtype)
+            decay[n] = alpha * part
+        return FMDState(now, plus_scaled(z, -1.0, decay), u if state.u else [])
 
-    def _by_direction(self, hypers, function, params):
-        """Stacks `function(unit direction, its number)` over all directions."""
-        sizes = [tensor.shape.num_elements() for tensor in hypers]
-
-        def one(row):
-            unit = tf.split(tf.one_hot(row, sum(sizes), dtype="float64"), sizes)
-            direction = [
-                tf.cast(tf.reshape(part, tensor.shape), tensor.dtype)
-                for part, tensor in zip(unit, hypers, strict=True)
-            ]
-            return function(direction, row)
-
-        return tf.map_fn(
-            one,
-            tf.range(sum(sizes)),
-            fn_output_signature=[
-                tf.TensorSpec(x.shape, x.dtype) for x in params
-            ],
-            parallel_iterations=1,
+    def _through_clipping(self, chain, gradient, rows, hypers):
+        """The derivative of clipping times each of the rows."""
+        clipped = chain.sampler.clip(list(gradient))
+        if all(a is b for a, b in zip(clipped, gradient, strict=True)):
+            return rows
+        return _by_direction(
+            hypers,
+            lambda direction, row: directional_derivative(
+                chain.sampler.clip, gradient, [part[row] for part in rows]
+            ),
+            gradient,
         )
 
     def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
+        self, chain: Chain, state: FMDState, inner_batches, outer_batches
     ) -> Estimate:
-        hypers, now = list(chain.hyperparameters), state.now
-        f, direct, v = descent.outer_at_end(
-            chain, now, outer_batches, self.num_steps
+        hypers, position = list(chain.hyperparameters), state.now.position
+        outer = descent.outer_at_end(
+            chain, position, outer_batches, self.num_steps
         )
         # What the directions do not tell: whether there is any dependence.
-        inner = descent.linearize_inner(
-            chain,
-            now.params,
-            now.carry,
-            batch_at(inner_batches, self.num_steps - 1),
-            hypers,
+        inner = chain.linearize(
+            position, batch_at(inner_batches, self.num_steps - 1), hypers
         )
-        chain.report_unused(inner.pullback(v), direct)
+        scales = chain.scales(position.sampler_state, self.num_steps - 1)
+        by_lambda, _ = chain.decay_products(position.params, outer.v, scales)
+        dependence = [
+            a if b is None else b
+            for a, b in zip(inner.pullback(outer.v), by_lambda, strict=True)
+        ]
+        chain.report_unused(dependence, outer.direct)
         rows = sum(tensor.shape.num_elements() for tensor in hypers)
         total = tf.add_n(
             [
@@ -154,9 +179,9 @@ class FMD(HypergradientEstimator):
                     tf.linalg.matvec(
                         tf.reshape(z, [rows, -1]), tf.reshape(part, [-1])
                     ),
-                    v[0].dtype,
+                    outer.v[0].dtype,
                 )
-                for z, part in zip(state.jacobian, v, strict=True)
+                for z, part in zip(state.z, outer.v, strict=True)
             ]
         )
         parts = tf.split(total, [t.shape.num_elements() for t in hypers])
@@ -165,11 +190,10 @@ class FMD(HypergradientEstimator):
             for part, tensor in zip(parts, hypers, strict=True)
         ]
         return Estimate(
-            hypergradient=plus(plus(zeros_like(hypers), indirect), direct),
-            params=now.params,
-            inner_loss=now.inner_loss,
-            outer_loss=f,
-            carry=now.carry,
+            hypergradient=plus(
+                plus(zeros_like(hypers), indirect), outer.direct
+            ),
+            **descent.fields_of(state.now, outer.value),
         )
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
@@ -180,3 +204,31 @@ class FMD(HypergradientEstimator):
             "num_steps": self.num_steps,
             "max_hyperparameters": self.max_hyperparameters,
         }
+
+
+def _by_direction(hypers: list, function: Callable, like: list) -> list:
+    """Stacks `function(unit direction, its number)` over all directions.
+
+    Args:
+        hypers: List of tensors, whose entries are the directions.
+        function: Function to a list of tensors.
+        like: List of tensors, shaped like what the function returns.
+    """
+    sizes = [tensor.shape.num_elements() for tensor in hypers]
+
+    # In eager mode `tf.map_fn` would rewrite the user's objective.
+    @tf.autograph.experimental.do_not_convert
+    def one(row):
+        unit = tf.split(tf.one_hot(row, sum(sizes), dtype="float64"), sizes)
+        direction = [
+            tf.cast(tf.reshape(part, tensor.shape), tensor.dtype)
+            for part, tensor in zip(unit, hypers, strict=True)
+        ]
+        return function(direction, row)
+
+    return tf.map_fn(
+        one,
+        tf.range(sum(sizes)),
+        fn_output_signature=[tf.TensorSpec(x.shape, x.dtype) for x in like],
+        parallel_iterations=1,
+    )

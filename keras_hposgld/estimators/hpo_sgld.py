@@ -1,65 +1,59 @@
 """HPO-SGLD: the paper's estimator, equation by equation.
 
 With the inner objective L_T, the outer objective f, the inner weights theta,
-the hyperparameters lambda, D0 = d theta^0 / d lambda, B burn-in steps and M
-samples, the paper's Algorithm 1 starts from g_0 = df/dtheta(theta^0) . D0 and
-h = 0, and repeats for m = 1, ..., B + M:
+the hyperparameters lambda, C = d2L_T/dtheta dlambda and H = d2L_T/dtheta2 at
+theta^{m-1}, v_m = df/dtheta(theta^m), D0 = dtheta^0/dlambda, B burn-in steps
+and M samples, the paper's Algorithm 1 starts from g_0 = v_0 . D0 and h = 0, and
+repeats for m = 1, ..., B + M:
 
-    (24)  theta^m = SGLD step from theta^{m-1} along the gradient of L_T
-    (22)  g_m = g_{m-1}
-              + (theta^m - theta^{m-1}) . d2f/dtheta2(theta^{m-1}) . D0
-              - alpha v_m . (d2L_T/dtheta dlambda(theta^{m-1})
-                             + d2L_T/dtheta2(theta^{m-1}) . D0),
-          where v_m = df/dtheta(theta^m)
-    (25)  h <- h + (df/dlambda(theta^m) + g_m) / M, for m > B.
+    (24)  theta^m = the sampler's step from theta^{m-1} along grad L_T
+    (22)  y <- mu y - (A B v_m) . (C + H . D0)
+          g <- g + y + (theta^m - theta^{m-1}) . d2f/dtheta2(theta^{m-1}) . D0
+                 - v_m . (dD/dlambda + dD/dtheta . D0)
+    (25)  h <- h + (df/dlambda(theta^m) + g) / M, for m > B.
 
-(alpha is the paper's epsilon / 2, once the temperature is out of log p.) What a
-step adds to g_m stays in it, so it is part of every sample that is still to
-come. It is counted at once as often as that, and only h is kept, no g. As D0 is
-the same all along the chain, h is kept in two parts, `h` in the space of lambda
-and `u` in the space of theta, whose sum `h` + `u` . D0 is the paper's h; D0 is
-met once, at the end. Without `initial_params` D0 is zero, and there is no `u`.
+mu, A and B are the momentum and the scales of the sampler: for the paper's SGLD
+mu is 0 and A B the learning rate alpha (the paper's epsilon / 2, once the
+temperature is out of log p). D is the decoupled decay of the weights.
+
+What a step adds to g stays in it, so it is part of every sample that is still
+to come. It is counted at once as often as that (`weights`), and no g is kept.
+As D0 is constant along the chain, what multiplies it is summed up in the space
+of theta, as `u`, and meets D0 once, at the end. Without `initial_params` D0 is
+zero, and there is no `u`.
 """
 
-from typing import Any
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_known
 from keras_hposgld.core.derivatives import linearize_gradient
 from keras_hposgld.core.derivatives import vector_jacobian_product
-from keras_hposgld.core.vectors import component_along
+from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import zeros_like
-from keras_hposgld.estimators.batch_means import BatchMeans
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
-from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import register
-from keras_hposgld.estimators.outer_gradient import outer_gradient
-from keras_hposgld.estimators.outer_gradient import unknown
-from keras_hposgld.estimators.sampled_losses import SampledLosses
+from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.registry import register
+from keras_hposgld.estimators.sampled import SampledEstimator
+from keras_hposgld.estimators.sampled import SampledState
+from keras_hposgld.estimators.sampled import Step
 
 CURVATURES = ("paper", "telescoped")
 
 
-class HPOSGLDState(NamedTuple):
-    """What the next step needs."""
+class Sums(NamedTuple):
+    """What the recursion keeps beside h. Both are empty where not needed."""
 
-    params: list  # theta^m
-    carry: Any
-    h: list  # sum over all samples, as far as it is known by now
-    u: list
-    along: tf.Tensor  # the component of g_m along h
-    outer: Any  # f and its derivatives, where they are not renewed each step
-    losses: SampledLosses
-    error: BatchMeans
+    y: list  # with momentum: like lambda, and like theta where there is a u
+    u: list  # what multiplies D0 in h
 
 
 @register("hpo_sgld")
-class HPOSGLD(HypergradientEstimator):
+class HPOSGLD(SampledEstimator):
     """The paper's forward recursion over an SGLD chain.
 
     An inner step costs a gradient of the inner objective, a gradient of the
@@ -79,9 +73,9 @@ class HPOSGLD(HypergradientEstimator):
             (default): the Hessian-vector product of equation 22.
             `"telescoped"`: the difference of gradients that it approximates,
             `v_m - v_{m-1}`, which is cheaper and exact.
-        outer_every: Integer `>= 1`: v_m is computed at every so many steps,
-            and at the first, and taken for unchanged in between, which costs
-            one more copy of the weights. Defaults to `1`.
+        outer_every: Integer `>= 1`: the outer gradient is recomputed every
+            `outer_every` steps, and at the first, and reused in between. That
+            costs one more copy of the weights. Defaults to `1`.
 
     Raises:
         ValueError: If a number is out of range or `curvature` is unknown.
@@ -99,7 +93,7 @@ class HPOSGLD(HypergradientEstimator):
     ```
     """
 
-    serves_replicas = True
+    outer_at_end_of_step = True
 
     def __init__(
         self,
@@ -108,139 +102,84 @@ class HPOSGLD(HypergradientEstimator):
         curvature: str = "paper",
         outer_every: int = 1,
     ):
-        self.burn_in = check_count("burn_in", burn_in, 0)
-        self.num_samples = check_count("num_samples", num_samples, 1)
-        if curvature not in CURVATURES:
-            raise ValueError(
-                f"`curvature` must be one of {CURVATURES}. "
-                f"Received: curvature={curvature!r}."
-            )
-        self.curvature = curvature
-        self.outer_every = check_count("outer_every", outer_every, 1)
-        self.num_steps = self.burn_in + self.num_samples
+        self._set_lengths(burn_in, num_samples, outer_every)
+        self.curvature = check_known("curvature", curvature, CURVATURES)
 
-    def init(self, chain: Chain, params: list) -> HPOSGLDState:
-        moving_start = params if chain.problem.initial_params else []
-        return HPOSGLDState(
-            params=params,
-            carry=chain.problem.initial_carry,
-            h=zeros_like(chain.hyperparameters),
-            u=zeros_like(moving_start),
-            along=tf.zeros([], chain.hyperparameters[0].dtype),
-            outer=unknown(chain, params, self.outer_every),
-            losses=SampledLosses.zero(self.num_samples, params[0].dtype),
-            error=BatchMeans.zero(chain.hyperparameters[0].dtype),
+    def begin(self, chain: Chain, params: list) -> Sums:
+        u = zeros_like(params) if chain.problem.initial_params else []
+        y = [*zeros_like(chain.hyperparameters), *u]
+        return Sums(y if chain.sampler.momentum else [], u)
+
+    def sources(self, chain: Chain, own: Sums, position) -> list:
+        return [*chain.hyperparameters, *(position.params if own.u else [])]
+
+    def weights(self) -> np.ndarray:
+        to_come = self.num_steps - np.arange(self.num_steps)
+        return np.minimum(self.num_samples, to_come)
+
+    def contribute(self, chain: Chain, own: Sums, step: Step) -> tuple:
+        """(22): what g loses, in the space of lambda and in that of theta."""
+        v, scales = step.outer.v, step.scales
+        y = chain.products(step.inner, scales.velocity(scales.force(v)))
+        if own.y:
+            y = add(scaled(chain.sampler.momentum, own.y), y)
+        by_lambda, by_theta = chain.decay_products(
+            step.before.params, v, scales
         )
+        loss = add(y, [*by_lambda, *by_theta][: len(y)])
+        if (direct := scales.direct(v)) is not None:
+            loss = add(loss, chain.products(step.inner, direct))
+        number = len(chain.hyperparameters)
+        u = own.u
+        if u:
+            to_come = tf.gather(self.weights(), step.index)
+            u = plus_scaled(u, -to_come, loss[number:])
+            u = self._plus_change_of_v(chain, u, step, to_come)
+        return Sums(y if own.y else [], u), loss[:number]
 
-    def step(
-        self, chain: Chain, state, index, inner_batch, outer_batch
-    ) -> HPOSGLDState:
-        problem, hypers = chain.problem, chain.hyperparameters
-        m, dtype = index + 1, state.params[0].dtype
-
-        def inner_objective(params):
-            return problem.inner(hypers, params, inner_batch, state.carry)
-
-        def outer_objective(params):
-            return problem.outer(hypers, params, outer_batch, inner.carry)
-
-        # (24): L_T's gradient at theta^{m-1}, ready for products with vectors.
-        sources = [*hypers, *state.params] if state.u else list(hypers)
-        inner = linearize_gradient(
-            inner_objective,
-            state.params,
-            sources,
-            chain.settle,
-            problem.loss_scale,
-        )
-        params = chain.move(state.params, inner.gradient, index)
-
-        # (22): what is in the space of lambda, then what will meet D0.
-        (f, direct, v), outer = outer_gradient(
-            chain,
-            outer_objective,
-            params,
-            state.outer,
-            index,
-            self.num_steps,
-            self.outer_every,
-        )
-        v = chain.mean(v)
-        (f, value), direct, products = chain.mean(
-            [f, inner.value], direct, inner.pullback(v)
-        )
-        mixed, hessian = products[: len(hypers)], products[len(hypers) :]
-        chain.report_unused(mixed, direct)
-        alpha = chain.learning_rate(index, dtype)
-        to_come = tf.minimum(self.num_samples, self.num_steps - index)
-        to_come = tf.cast(to_come, dtype)
-        is_sample = tf.cast(m > self.burn_in, dtype)
-        h = plus_scaled(state.h, -alpha * to_come, mixed)
-        u = plus_scaled(state.u, -alpha * to_come, hessian)
-        if u and self.curvature == "paper":
-            change = self._change_of_v(chain, outer_objective, state, params, m)
-            u = plus_scaled(u, to_come, change)
-        elif u:
+    def _plus_change_of_v(self, chain, u, step, to_come):
+        """Adds how v_m came about, from v_0 on, as often as it is to come."""
+        if self.curvature == "telescoped":
             # v_0 + (v_1 - v_0) + ... + (v_m - v_{m-1}) = v_m
-            u = plus_scaled(u, is_sample, v)
-
-        # (25), the division by M left to the end.
-        h = plus_scaled(h, is_sample, direct)
-        along = state.along - alpha * component_along(h, mixed)
-        return HPOSGLDState(
-            params=params,
-            carry=inner.carry,
-            h=h,
-            u=u,
-            along=along,
-            outer=outer,
-            losses=state.losses.add(value, f, m - self.burn_in),
-            error=state.error.add(
-                along + component_along(h, direct),
-                m - self.burn_in,
-                self.num_samples,
-            ),
-        )
-
-    def _change_of_v(self, chain, outer_objective, state, params, m):
-        """`(theta^m - theta^{m-1}) . d2f/dtheta2`, and v_0 at the first m."""
+            return plus_scaled(u, step.index >= self.burn_in, step.outer.v)
+        old, new = step.before.params, step.after.params
         outer = linearize_gradient(
-            lambda params: (outer_objective(params), None),
-            state.params,
-            state.params,
+            lambda params: (
+                chain.problem.outer(
+                    chain.hyperparameters,
+                    params,
+                    step.outer_batch,
+                    step.inner.carry,
+                ),
+                None,
+            ),
+            old,
+            old,
             chain.mean,
         )
-        moved = plus_scaled(params, -1.0, state.params)
-        is_first = tf.cast(tf.equal(m, 1), params[0].dtype)
-        change = chain.mean(outer.pullback(moved))
-        return plus_scaled(change, is_first, outer.gradient)
-
-    def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
-    ) -> Estimate:
-        h = state.h
-        error = state.error.standard_error(self.num_samples)
-        if state.u:
-            error = None  # the samples were followed in lambda's part alone
-            start = chain.problem.initial_params
-            through_start = vector_jacobian_product(
-                start, chain.hyperparameters, state.u
-            )
-            h = plus(h, through_start)
-        return Estimate(
-            hypergradient=[total / self.num_samples for total in h],
-            params=state.params,
-            inner_loss=state.losses.inner_mean,
-            outer_loss=state.losses.outer_mean,
-            standard_error=error,
-            carry=state.carry,
-            outer_losses=state.losses.outer,
+        moved = plus_scaled(new, -1.0, old)
+        change = plus_scaled(
+            chain.mean(outer.pullback(moved)), step.index == 0, outer.gradient
         )
+        return plus_scaled(u, to_come, change)
+
+    def conclude(self, chain: Chain, state: SampledState) -> dict:
+        """Where D0 is met."""
+        u = state.own.u
+        if not u:
+            return {}
+        start, hypers = chain.problem.initial_params, chain.hyperparameters
+        total = plus(state.h, vector_jacobian_product(start, hypers, u))
+        return {
+            "hypergradient": scaled(1.0 / self.num_samples, total),
+            # The contributions were followed in the space of lambda alone.
+            "standard_error": None,
+        }
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
-        # theta before and after, a gradient, v (and v of before); h and a
-        # product, before and after.
-        return 4 + (self.outer_every > 1), 3
+        # theta before and after, a gradient, v, A B v (and v of before); h
+        # and a product, before and after.
+        return 5 + (self.outer_every > 1), 3
 
     def get_config(self) -> dict:
         return {

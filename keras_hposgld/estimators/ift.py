@@ -1,69 +1,111 @@
-"""Implicit differentiation at the last iterate of plain descent.
+"""Implicit differentiation at the last iterate of the chain.
 
 Where the inner objective is stationary, the implicit function theorem gives
-df/dlambda - v . H^-1 . d2L_T/dtheta dlambda with v = df/dtheta and H the
-Hessian of the inner objective. The system H x = v is solved by a Neumann series
-(Lorraine et al., 2020) or by conjugate gradients (Rajeswaran et al., 2019).
+df/dlambda - v . H^-1 . C with v = df/dtheta, H the Hessian of the inner
+objective and C = d2L_T/dtheta dlambda. The system H x = v is solved by a
+Neumann series (Lorraine et al., 2020) or by conjugate gradients (Rajeswaran et
+al., 2019), one product with H for each step of the estimator's second loop.
+
+It is a property of the objective, so that clipping does not enter, and a
+decoupled decay is the penalty that it amounts to (`law.py`).
 """
 
 import abc
+from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_hposgld.core.linear_solvers import conjugate_gradient
-from keras_hposgld.core.linear_solvers import largest_curvature
-from keras_hposgld.core.linear_solvers import neumann_series
+from keras_hposgld.core.checks import check_count
+from keras_hposgld.core.checks import check_number
+from keras_hposgld.core.linear_solvers import ConjugateGradient
+from keras_hposgld.core.linear_solvers import NeumannSeries
+from keras_hposgld.core.vectors import pack
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import unpack
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
-from keras_hposgld.estimators.estimator import check_number
+from keras_hposgld.estimators.chain import batch_at
+from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.law import law_products
+from keras_hposgld.estimators.registry import register
+
+
+class Solving(NamedTuple):
+    """The end of the chain, and how far the linear system is solved."""
+
+    now: descent.DescentState
+    outer_loss: tf.Tensor
+    direct: list  # df/dlambda, packed
+    system: Any
 
 
 class ImplicitEstimator(HypergradientEstimator):
     """What the two solvers have in common; see `IFTNeumann` and `IFTCG`."""
 
-    @abc.abstractmethod
-    def solve(self, matvec, rhs: list) -> tuple[list, tf.Tensor]:
-        """Solves `matvec(x) = rhs`: the solution and its residual."""
+    serves_replicas = True
+    damping = 0.0
 
-    def init(self, chain: Chain, params: list):
+    @property
+    @abc.abstractmethod
+    def solver(self):
+        """A solver of `core.linear_solvers`."""
+
+    @property
+    def num_closing_steps(self) -> int:
+        """One product with the Hessian each."""
+        return self.solver.num_steps
+
+    def init(self, chain: Chain, params: list) -> descent.DescentState:
         return descent.start(chain, params)
 
     def step(self, chain: Chain, state, index, inner_batch, outer_batch):
         return descent.descend(chain, state, index, inner_batch)
 
-    def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
-    ) -> Estimate:
-        hypers, params = list(chain.hyperparameters), state.params
-        f, direct, v = descent.outer_at_end(
-            chain, state, outer_batches, self.num_steps
+    def turn(self, chain: Chain, state, inner_batches, outer_batches):
+        outer = descent.outer_at_end(
+            chain, state.position, outer_batches, self.num_steps
+        )
+        return Solving(
+            state,
+            outer.value,
+            pack(outer.direct),
+            self.solver.start(outer.v),
         )
 
-        def linearized():
-            return descent.linearize_inner(
-                chain,
-                params,
-                state.carry,
-                batch_at(inner_batches, self.num_steps - 1),
-                [*hypers, *params],
-            )
-
+    def close(
+        self, chain: Chain, state: Solving, number, inner_batches, _
+    ) -> Solving:
         def matvec(vector):
-            # Linearized within the solver's loop: a tape from outside of a
-            # `tf.while_loop` cannot be asked from within.
-            products = linearized().pullback(vector)[len(hypers) :]
-            return plus(zeros_like(vector), products)
+            _, product = self._products(chain, state.now, inner_batches, vector)
+            return plus_scaled(product, self.damping, vector)
 
-        x, residual = self.solve(matvec, v)
-        mixed = linearized().pullback(x)[: len(hypers)]
+        return state._replace(
+            system=self.solver.step(state.system, number, matvec)
+        )
+
+    def _products(self, chain, now, inner_batches, vector):
+        """A vector times the mixed derivative, and the Hessian times it."""
+        index, position = self.num_steps - 1, now.position
+        # Linearized within the loop: a tape from outside of a `tf.while_loop`
+        # cannot be asked from within.
+        inner = chain.linearize(
+            position,
+            batch_at(inner_batches, index),
+            [*chain.hyperparameters, *position.params],
+        )
+        scales = chain.scales(position.sampler_state, index)
+        return law_products(chain, inner, position, scales, vector)
+
+    def finish(
+        self, chain: Chain, state: Solving, inner_batches, outer_batches
+    ) -> Estimate:
+        x, residual = self.solver.solution(state.system)
+        direct = unpack(state.direct)
+        mixed, _ = self._products(chain, state.now, inner_batches, x)
         if all(m is None for m in mixed) and all(d is None for d in direct):
             raise ValueError(
                 f"`{type(self).__name__}` would return zero for every "
@@ -74,19 +116,17 @@ class ImplicitEstimator(HypergradientEstimator):
                 "pull to the start (iMAML)."
             )
         chain.report_unused(mixed, direct)
-        negative = plus_scaled(zeros_like(hypers), -1.0, mixed)
+        negative = plus_scaled(zeros_like(chain.hyperparameters), -1.0, mixed)
         return Estimate(
             hypergradient=plus(negative, direct),
-            params=params,
-            inner_loss=state.inner_loss,
-            outer_loss=f,
-            carry=state.carry,
             residual=residual,
+            **descent.fields_of(state.now, state.outer_loss),
         )
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
-        # theta, v, the solution, the solver's own two, a gradient, H times.
-        return 7, 1
+        # theta, v, the solution and the best one, the solver's own two, a
+        # gradient, H times.
+        return 8, 1
 
 
 @register("ift_neumann")
@@ -126,16 +166,12 @@ class IFTNeumann(ImplicitEstimator):
         self.num_terms = check_count("num_terms", num_terms, 1)
         self.num_steps = check_count("num_steps", num_steps, 1)
         if step_size is not None:
-            check_number("step_size", step_size, zero_allowed=False)
+            step_size = check_number("step_size", step_size, False)
         self.step_size = step_size
 
-    def solve(self, matvec, rhs: list) -> tuple[list, tf.Tensor]:
-        step_size = self.step_size
-        if step_size is None:
-            step_size = tf.math.divide_no_nan(
-                tf.ones([], rhs[0].dtype), largest_curvature(matvec, rhs)
-            )
-        return neumann_series(matvec, rhs, self.num_terms, step_size)
+    @property
+    def solver(self) -> NeumannSeries:
+        return NeumannSeries(self.num_terms, self.step_size)
 
     def get_config(self) -> dict:
         return {
@@ -184,13 +220,9 @@ class IFTCG(ImplicitEstimator):
         self.damping = check_number("damping", damping)
         self.tolerance = check_number("tolerance", tolerance)
 
-    def solve(self, matvec, rhs: list) -> tuple[list, tf.Tensor]:
-        def damped(vector):
-            return plus_scaled(matvec(vector), self.damping, vector)
-
-        return conjugate_gradient(
-            damped, rhs, self.max_iterations, self.tolerance
-        )
+    @property
+    def solver(self) -> ConjugateGradient:
+        return ConjugateGradient(self.max_iterations, self.tolerance)
 
     def get_config(self) -> dict:
         return {

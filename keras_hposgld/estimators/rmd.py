@@ -1,9 +1,17 @@
 """Reverse-mode differentiation through the inner steps.
 
 The weights of the last K steps are kept and the chain is walked back from its
-end: with the adjoint a = df/dtheta at the last weights, each step adds
--alpha a . d2L_T/dtheta dlambda to the hypergradient and turns a into
-a - alpha a . H. Exact for K = `num_steps`; its memory grows with K.
+end, with the adjoints a of theta and b of the velocity M. From a = df/dtheta at
+the last weights and b = 0, each step takes
+
+    b <- b - B a
+    h <- h + (A b - E a) . C - a . dD/dlambda
+    a <- a - a . dD/dtheta + (A b - E a) . H
+    b <- mu b
+
+with the scales of that step (without momentum A B = alpha and E = 0: then
+h <- h - alpha a . C and a <- a - alpha a . H). Exact for K = `num_steps`; its
+memory grows with K.
 """
 
 from typing import Any
@@ -11,25 +19,40 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import vector_jacobian_product
-from keras_hposgld.core.loop import run_pooling_steps
+from keras_hposgld.core.vectors import add
+from keras_hposgld.core.vectors import pack
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import scaled
+from keras_hposgld.core.vectors import unpack
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
-from keras_hposgld.estimators.estimator import batch_at
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
+from keras_hposgld.estimators.chain import batch_at
+from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.chain import Position
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import register
+from keras_hposgld.estimators.registry import register
 
 
-class RMDState(NamedTuple):
-    """The chain, and the weights and carries that it went through."""
+class Path(NamedTuple):
+    """The chain, and what it went through: params, carries, scales."""
 
     now: descent.DescentState
-    path: Any
+    kept: Any  # of TensorArrays
+
+
+class Adjoints(NamedTuple):
+    """What is carried back along the path."""
+
+    path: Path
+    outer_loss: tf.Tensor
+    direct: list  # df/dlambda, packed
+    a: list
+    b: list  # empty without momentum
+    h: list
 
 
 @register("rmd")
@@ -59,97 +82,119 @@ class RMD(HypergradientEstimator):
 
     def __init__(self, truncation: int | None = None, num_steps: int = 20):
         self.num_steps = check_count("num_steps", num_steps, 1)
+        self.truncation = truncation
         if truncation is not None:
-            check_count("truncation", truncation, 1)
-            if truncation > num_steps:
+            self.truncation = check_count("truncation", truncation, 1)
+            if self.truncation > self.num_steps:
                 raise ValueError(
                     "`truncation` must be at most `num_steps`. Received: "
                     f"truncation={truncation}, num_steps={num_steps}."
                 )
-        self.truncation = truncation
+        self.num_closing_steps = self.truncation or self.num_steps
 
-    @property
-    def num_kept(self) -> int:
-        """How many steps are walked back."""
-        return self.truncation or self.num_steps
-
-    def init(self, chain: Chain, params: list) -> RMDState:
+    def init(self, chain: Chain, params: list) -> Path:
         now = descent.start(chain, params)
-        path = tf.nest.map_structure(
+        kept = tf.nest.map_structure(
             lambda x: tf.TensorArray(
                 x.dtype,
-                size=self.num_kept,
+                size=self.num_closing_steps,
                 element_shape=x.shape,
                 clear_after_read=False,
             ),
-            (now.params, now.carry),
+            _to_keep(chain, now.position, now.position),
         )
-        return RMDState(now, path)
+        return Path(now, kept)
 
     def step(
-        self, chain: Chain, state, index, inner_batch, outer_batch
-    ) -> RMDState:
+        self, chain: Chain, state: Path, index, inner_batch, outer_batch
+    ) -> Path:
+        before = state.now.position
+        now = descent.descend(chain, state.now, index, inner_batch)
         # Steps before the last K overwrite one another in the first place.
-        place = tf.maximum(index - (self.num_steps - self.num_kept), 0)
-        path = tf.nest.map_structure(
-            lambda kept, x: kept.write(place, x),
-            state.path,
-            (state.now.params, state.now.carry),
+        place = tf.maximum(index - (self.num_steps - self.num_closing_steps), 0)
+        kept = tf.nest.map_structure(
+            lambda array, x: array.write(place, x),
+            state.kept,
+            _to_keep(chain, before, now.position),
         )
-        return RMDState(
-            descent.descend(chain, state.now, index, inner_batch), path
+        return Path(now, kept)
+
+    def turn(self, chain: Chain, state: Path, inner_batches, outer_batches):
+        outer = descent.outer_at_end(
+            chain, state.now.position, outer_batches, self.num_steps
+        )
+        return Adjoints(
+            state,
+            outer.value,
+            pack(outer.direct),
+            a=outer.v,
+            b=zeros_like(outer.v) if chain.sampler.momentum else [],
+            h=plus(zeros_like(chain.hyperparameters), outer.direct),
+        )
+
+    def close(
+        self, chain: Chain, state: Adjoints, number, inner_batches, _
+    ) -> Adjoints:
+        index = self.num_steps - 1 - number
+        place = self.num_closing_steps - 1 - number
+        params, carry, slots = tf.nest.map_structure(
+            lambda array: array.read(place), state.path.kept
+        )
+        position = Position(params, carry, None)
+        last = state.path.now.position.sampler_state
+        scales = chain.scales(last | slots, index)
+        hypers = list(chain.hyperparameters)
+        inner = chain.linearize(
+            position, batch_at(inner_batches, index), [*hypers, *params]
+        )
+        a = state.a
+        b = plus_scaled(state.b or zeros_like(a), -1.0, scales.velocity(a))
+        force = scales.force(b)
+        if (direct := scales.direct(a)) is not None:
+            force = plus_scaled(force, -1.0, direct)
+        products = chain.products(inner, force)
+        by_lambda, by_theta = chain.decay_products(params, a, scales)
+        chain.report_unused(
+            add(products[: len(hypers)], by_lambda), unpack(state.direct)
+        )
+        h = plus(state.h, products[: len(hypers)])
+        a = plus(a, products[len(hypers) :])
+        return state._replace(
+            a=plus_scaled(a, -1.0, by_theta),
+            b=scaled(chain.sampler.momentum, b) if state.b else [],
+            h=plus_scaled(h, -1.0, by_lambda),
         )
 
     def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
+        self, chain: Chain, state: Adjoints, inner_batches, outer_batches
     ) -> Estimate:
-        hypers, now = list(chain.hyperparameters), state.now
-        f, direct, v = descent.outer_at_end(
-            chain, now, outer_batches, self.num_steps
-        )
-        first = self.num_steps - self.num_kept
-
-        def walk_back(so_far, number):
-            adjoint, h = so_far
-            index = self.num_steps - 1 - number
-            params, carry = tf.nest.map_structure(
-                lambda kept: kept.read(index - first), state.path
-            )
-            inner = descent.linearize_inner(
-                chain,
-                params,
-                carry,
-                batch_at(inner_batches, index),
-                [*hypers, *params],
-            )
-            products = inner.pullback(adjoint)
-            chain.report_unused(products[: len(hypers)], direct)
-            alpha = chain.learning_rate(index, params[0].dtype)
-            return (
-                plus_scaled(adjoint, -alpha, products[len(hypers) :]),
-                plus_scaled(h, -alpha, products[: len(hypers)]),
-            )
-
-        adjoint, h = run_pooling_steps(
-            walk_back, (v, plus(zeros_like(hypers), direct)), self.num_kept
-        )
+        h, now = state.h, state.path.now
         start = chain.problem.initial_params
-        if start is not None and self.num_kept == self.num_steps:
-            h = plus(h, vector_jacobian_product(start, hypers, adjoint))
+        if start is not None and self.num_closing_steps == self.num_steps:
+            through_start = vector_jacobian_product(
+                start, list(chain.hyperparameters), state.a
+            )
+            h = plus(h, through_start)
         return Estimate(
             hypergradient=h,
-            params=now.params,
-            inner_loss=now.inner_loss,
-            outer_loss=f,
-            carry=now.carry,
+            **descent.fields_of(now, state.outer_loss),
         )
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         # The path; at its end the adjoint, a gradient and H times it.
-        return self.num_kept + 4, 2
+        return self.num_closing_steps + 4, 2
 
     def get_config(self) -> dict:
         return {"truncation": self.truncation, "num_steps": self.num_steps}
+
+
+def _to_keep(chain, before, after):
+    """What a step back needs: where the step began, and its scales."""
+    slots = after.sampler_state
+    names = chain.sampler.scale_slots
+    if names is not None:
+        slots = {name: slots[name] for name in names}
+    return before.params, before.carry, slots
 
 
 @register("rmd_fo")

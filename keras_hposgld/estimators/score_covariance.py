@@ -6,44 +6,38 @@ For p proportional to exp(-L_T / tau), differentiating the density itself gives
 
 exact at any temperature above zero. Its variance grows with the number of
 hyperparameters and with 1 / tau, so it serves few of them, and as a check of
-the other estimators.
+the other estimators. The temperature is that of the law, tau kappa^2.
 """
 
-from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.derivatives import value_and_gradients
-from keras_hposgld.core.vectors import component_along
+from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import zeros_like
-from keras_hposgld.estimators.batch_means import BatchMeans
-from keras_hposgld.estimators.estimator import Chain
-from keras_hposgld.estimators.estimator import check_count
-from keras_hposgld.estimators.estimator import Estimate
-from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.estimators.estimator import refuse_moving_start
-from keras_hposgld.estimators.estimator import register
-from keras_hposgld.estimators.sampled_losses import SampledLosses
+from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.chain import refuse_moving_start
+from keras_hposgld.estimators.registry import register
+from keras_hposgld.estimators.sampled import SampledEstimator
+from keras_hposgld.estimators.sampled import SampledState
+from keras_hposgld.estimators.sampled import Step
 
 
-class ScoreCovarianceState(NamedTuple):
-    """What the next step needs. Means run over the samples so far."""
+class Moments(NamedTuple):
+    """Means over the samples so far."""
 
-    params: list
-    carry: Any
-    direct: list  # mean of df/dlambda
-    score: list  # mean of dL_T/dlambda
+    score: list  # of dL_T/dlambda
+    outer: tf.Tensor  # of f
     covariance: list  # sum of the products of deviations from the means
-    mean_outer: tf.Tensor
-    losses: SampledLosses
-    error: BatchMeans
 
 
 @register("score_covariance")
-class ScoreCovariance(HypergradientEstimator):
+class ScoreCovariance(SampledEstimator):
     """The covariance of the outer objective and the inner score.
 
     An inner step costs one gradient of the inner objective and one evaluation
@@ -66,124 +60,91 @@ class ScoreCovariance(HypergradientEstimator):
     ```
     """
 
-    serves_replicas = True
-
     def __init__(self, burn_in: int = 10, num_samples: int = 1000):
-        self.burn_in = check_count("burn_in", burn_in, 0)
-        self.num_samples = check_count("num_samples", num_samples, 2)
-        self.num_steps = self.burn_in + self.num_samples
+        self._set_lengths(burn_in, num_samples, fewest=2)
 
-    def init(self, chain: Chain, params: list) -> ScoreCovarianceState:
+    def begin(self, chain: Chain, params: list) -> Moments:
         refuse_moving_start(
             self, chain.problem, "it is a property of the distribution alone"
         )
-        if _temperature(chain) == 0.0:
+        if not chain.sampler.law_temperature:
             raise ValueError(
                 "`ScoreCovariance` needs a temperature above 0: the "
-                "covariance is divided by it. Received: temperature="
-                f"{chain.sampler.temperature}, noise_scale="
-                f"{chain.sampler.noise_scale}. Use `SGLD(temperature=...)`."
+                "covariance is divided by it. Received: "
+                f"sampler={chain.sampler!r}, whose law has none. Use "
+                "`SGLD(temperature=...)`."
             )
-        hypers = chain.hyperparameters
-        return ScoreCovarianceState(
-            params=params,
-            carry=chain.problem.initial_carry,
-            direct=zeros_like(hypers),
-            score=zeros_like(hypers),
-            covariance=zeros_like(hypers),
-            mean_outer=tf.zeros([], params[0].dtype),
-            losses=SampledLosses.zero(self.num_samples, params[0].dtype),
-            error=BatchMeans.zero(hypers[0].dtype),
-        )
+        zero = zeros_like(chain.hyperparameters)
+        return Moments(zero, tf.zeros([], params[0].dtype), zero)
 
-    def step(
-        self, chain: Chain, state, index, inner_batch, outer_batch
-    ) -> ScoreCovarianceState:
-        problem, hypers = chain.problem, list(chain.hyperparameters)
-        params, dtype = state.params, state.params[0].dtype
+    def differentiate(self, chain: Chain, own, position, batch):
+        """First derivatives alone, by one backward pass."""
         carried = []
 
         def inner_objective(params):
-            value, carry = problem.inner(
-                hypers, params, inner_batch, state.carry
+            value, carry = chain.problem.inner(
+                chain.hyperparameters, params, batch, position.carry
             )
             carried.append(carry)
             return value
 
-        inner, score, gradient = value_and_gradients(
-            inner_objective, hypers, params, problem.loss_scale
+        value, score, gradient = value_and_gradients(
+            inner_objective,
+            list(chain.hyperparameters),
+            position.params,
+            chain.problem.loss_scale,
         )
-        (carry,) = carried
-        f, direct, _ = value_and_gradients(
-            lambda params: problem.outer(hypers, params, outer_batch, carry),
-            hypers,
-            params,
-            problem.loss_scale,
-        )
-        (inner, f), score, direct = chain.mean([inner, f], score, direct)
-        chain.report_unused(score, direct)
-        # Welford's update: means, and products of deviations from them.
-        number = index + 1 - self.burn_in
-        weight = tf.cast(number > 0, dtype) / tf.cast(
-            tf.maximum(number, 1), dtype
-        )
-        zero = zeros_like(hypers)
-        score, direct = plus(zero, score), plus(zero, direct)
-        (mean_outer,) = _moved([state.mean_outer], weight, [f])
-        mean_score = _moved(state.score, weight, score)
-        deviation = tf.cast(f, dtype) - state.mean_outer
-        from_mean = plus_scaled(score, -1.0, mean_score)
-        product = [tf.cast(deviation, t.dtype) * t for t in from_mean]
-        covariance = plus_scaled(
-            state.covariance, tf.cast(number > 0, dtype), product
-        )
-        # What this sample adds to the estimate, for its error.
-        influence = plus_scaled(direct, -1.0 / _temperature(chain), product)
-        estimate = plus_scaled(
-            state.direct, -weight / _temperature(chain), covariance
-        )
-        return ScoreCovarianceState(
-            params=chain.move(params, chain.settle(gradient), index),
-            carry=carry,
-            direct=_moved(state.direct, weight, direct),
-            score=mean_score,
-            covariance=covariance,
-            mean_outer=mean_outer,
-            losses=state.losses.add(inner, f, number),
-            error=state.error.add(
-                component_along(estimate, influence), number, self.num_samples
-            ),
+        score, gradient = chain.mean(score, gradient)
+        return LinearizedGradient(
+            value, carried[0], gradient, lambda vector: score
         )
 
-    def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
-    ) -> Estimate:
-        scale = -1.0 / (_temperature(chain) * (self.num_samples - 1))
-        return Estimate(
-            hypergradient=plus_scaled(state.direct, scale, state.covariance),
-            params=state.params,
-            inner_loss=state.losses.inner_mean,
-            outer_loss=state.mean_outer,
-            standard_error=state.error.standard_error(self.num_samples),
-            carry=state.carry,
-            outer_losses=state.losses.outer,
+    def contribute(self, chain: Chain, own: Moments, step: Step) -> tuple:
+        """Welford's update: means, and products of deviations from them."""
+        hypers = list(chain.hyperparameters)
+        score = step.inner.pullback(None)
+        if chain.decay(hypers, step.before.params):
+            # The penalty that a decay amounts to is half of theta . d / S.
+            half = scaled(0.5, step.scales.inverse(step.before.params))
+            by_lambda, _ = chain.decay_products(
+                step.before.params, half, step.scales
+            )
+            score = add(score, by_lambda)
+        f, dtype = step.outer.value, own.outer.dtype
+        number = tf.cast(step.index + 1 - self.burn_in, dtype)
+        counts = tf.cast(number > 0, dtype)
+        weight = counts / tf.maximum(number, 1.0)
+        deviation = tf.cast(f, dtype) - own.outer
+        dense = plus(zeros_like(hypers), score)
+        mean = [
+            m + tf.cast(weight, m.dtype) * (tf.cast(s, m.dtype) - m)
+            for m, s in zip(own.score, dense, strict=True)
+        ]
+        from_mean = plus_scaled(dense, -1.0, mean)
+        product = [
+            None if s is None else tf.cast(deviation, part.dtype) * part
+            for s, part in zip(score, from_mean, strict=True)
+        ]
+        moments = Moments(
+            mean,
+            own.outer + weight * deviation,
+            plus_scaled(own.covariance, counts, product),
         )
+        return moments, scaled(1.0 / chain.sampler.law_temperature, product)
+
+    def conclude(self, chain: Chain, state: SampledState) -> dict:
+        # h holds sums over M samples; a covariance has M - 1 degrees of
+        # freedom, one of which the running means have taken.
+        number, temperature = self.num_samples, chain.sampler.law_temperature
+        missing = 1.0 / (temperature * number * (number - 1.0))
+        return {
+            "hypergradient": plus_scaled(
+                scaled(1.0 / number, state.h), -missing, state.own.covariance
+            )
+        }
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         return 3, 5
 
     def get_config(self) -> dict:
         return {"burn_in": self.burn_in, "num_samples": self.num_samples}
-
-
-def _temperature(chain):
-    """That of the chain's law, which `noise_scale` changes."""
-    return chain.sampler.temperature * chain.sampler.noise_scale**2
-
-
-def _moved(means, weight, values):
-    """Running means, moved by a share of the way to new values."""
-    return [
-        mean + tf.cast(weight, mean.dtype) * (tf.cast(value, mean.dtype) - mean)
-        for mean, value in zip(means, values, strict=True)
-    ]

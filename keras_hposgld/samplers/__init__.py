@@ -1,5 +1,21 @@
-"""Samplers of the inner weights."""
+"""Samplers: the step of the inner chain, an axis of its own."""
 
+from keras_hposgld.samplers.keras_steps import from_optimizer
+from keras_hposgld.samplers.psgld import PSGLD
+from keras_hposgld.samplers.registry import deserialize
+from keras_hposgld.samplers.registry import get
+from keras_hposgld.samplers.registry import register
+from keras_hposgld.samplers.registry import serialize
+from keras_hposgld.samplers.sampler import Sampler
 from keras_hposgld.samplers.sgld import SGLD
 
-__all__ = ["SGLD"]
+__all__ = [
+    "PSGLD",
+    "SGLD",
+    "Sampler",
+    "deserialize",
+    "from_optimizer",
+    "get",
+    "register",
+    "serialize",
+]

@@ -1,7 +1,6 @@
-"""Langevin sampling of the inner weights.
+"""Stochastic gradient Langevin dynamics, with momentum or without.
 
-Whatever draws inner weights uses the step below, so its conventions are stated
-once, here:
+Whatever samples inner weights follows these conventions:
 
 * the target density is proportional to `exp(-energy(w) / temperature)`, where
   the energy is the inner objective (a mean over the batch plus the
@@ -9,6 +8,8 @@ once, here:
 * one step reads
   `w <- w - learning_rate * grad + sqrt(2 * learning_rate * temperature)
   * noise_scale * noise`, with `noise` of zero mean and unit variance;
+* with a momentum mu, the step is that of Keras's SGD, and the noise that its
+  velocity gets has the variance `2 * (1 - mu) * learning_rate * temperature`;
 * `temperature=0` is plain (stochastic) gradient descent, bit for bit, and
   draws no random number;
 * the noise of a step is a function of the sampler's seed, the number of steps
@@ -16,11 +17,10 @@ once, here:
   equal seeds give equal chains, on any device and under any compiler.
 
 The paper's `epsilon` (equations 10 and 24) is `2 * learning_rate *
-temperature`, and its `kappa` is `noise_scale`.
+temperature`, and its `kappa` is `noise_scale`. At a kappa other than 1 the law
+that is sampled has the temperature `temperature * kappa**2`.
 """
 
-import functools
-import math
 import numbers
 import random
 from typing import Any
@@ -29,129 +29,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.core.vectors import is_large
+from keras_hposgld.core.checks import check_known
+from keras_hposgld.core.checks import check_number
+from keras_hposgld.core.checks import check_seed
+from keras_hposgld.samplers.noise import fold_in
+from keras_hposgld.samplers.noise import NOISES
+from keras_hposgld.samplers.noise import plus_noise
+from keras_hposgld.samplers.noise import seed_from
+from keras_hposgld.samplers.registry import register
+from keras_hposgld.samplers.sampler import clip_as
+from keras_hposgld.samplers.sampler import rate_of
+from keras_hposgld.samplers.sampler import Sampler
 
-NOISES = ("gaussian", "rademacher")
-
-
-def langevin_step(
-    param,
-    gradient,
-    *,
-    learning_rate,
-    temperature=0.0,
-    noise_scale=1.0,
-    noise="gaussian",
-    seed=None,
-):
-    """Moves one tensor of inner weights by one Langevin step.
-
-    Args:
-        param: Tensor, the current weights `w`.
-        gradient: Tensor shaped like `param`, the gradient of the energy (a
-            minibatch estimate is enough).
-        learning_rate: Scalar, `> 0`, in the unit of `param**2 / energy`.
-        temperature: Float, `>= 0`, in the unit of the energy.
-        noise_scale: Float, `>= 0`, multiplies the noise.
-        noise: `"gaussian"` or `"rademacher"` (plus or minus one).
-        seed: Integer tensor of shape `(2,)`. Not used at `temperature=0`.
-
-    Returns:
-        Tensor shaped like `param`: the next weights.
-
-    Reference:
-        Welling and Teh, "Bayesian Learning via Stochastic Gradient Langevin
-        Dynamics", ICML 2011.
-    """
-    learning_rate = tf.cast(learning_rate, param.dtype)
-    moved = param - learning_rate * gradient
-    if temperature == 0.0 or noise_scale == 0.0:
-        return moved
-    scale = noise_scale * tf.sqrt(
-        learning_rate * tf.constant(2.0 * temperature, param.dtype)
-    )
-    if noise == "rademacher" and is_large(param.shape):
-        words = _words_of_bits(param.shape.num_elements(), seed)
-        return _compiled_plus_signs(moved, scale, words)
-    static = param.shape.is_fully_defined()
-    shape = param.shape if static else tf.shape(param)
-    return moved + scale * unit_noise(shape, param.dtype, noise, seed)
+INTEGRATORS = ("euler", "averaged")
 
 
-def unit_noise(shape, dtype, noise, seed):
-    """Draws noise of zero mean and unit variance.
-
-    TensorFlow's own normal sampler gives other numbers under XLA than without.
-    Only raw random integers are the same everywhere, so the noise is made from
-    those: by the Box-Muller transform, or from single bits.
-
-    Args:
-        shape: Static shape, or integer tensor.
-        dtype: Floating-point dtype of the result.
-        noise: `"gaussian"` or `"rademacher"`.
-        seed: Integer tensor of shape `(2,)`.
-    """
-    size = tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
-    if noise == "rademacher":
-        return _signs(_words_of_bits(size, seed), shape, size, dtype)
-    words = _random_words([2, -(-size // 2)], seed)
-    # The upper 24 bits, centred in their cells: in (0, 1) also in float32.
-    upper = tf.cast(tf.bitwise.right_shift(words[0], 8), dtype)
-    uniform = (upper + 0.5) * 2.0**-24 + 0.5
-    radius = tf.sqrt(-2.0 * tf.math.log(uniform))
-    angle = tf.cast(words[1], dtype) * (2.0 * math.pi * 2.0**-32)
-    draws = tf.stack([radius * tf.cos(angle), radius * tf.sin(angle)])
-    return tf.reshape(tf.reshape(draws, [-1])[:size], shape)
-
-
-def _signs(words, shape, size, dtype):
-    """Plus or minus one for each bit of the words, as many as are needed."""
-    bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
-    signs = tf.cast(1 - 2 * bits, dtype)
-    return tf.reshape(tf.reshape(signs, [-1])[:size], shape)
-
-
-# One pass over the memory and not seven. Of logarithm and cosine TensorFlow's
-# own are the faster ones, so that Gaussian noise is left to it.
-@functools.partial(tf.function, autograph=False, jit_compile=True)
-def _compiled_plus_signs(param, scale, words):
-    size = param.shape.num_elements()
-    return param + scale * _signs(words, param.shape, size, param.dtype)
-
-
-def _words_of_bits(number, seed):
-    return _random_words([-(-number // 32), 1], seed)
-
-
-def fold_in(seed, number):
-    """Derives a seed of shape `(2,)` from a seed and an integer."""
-    mixed = _random_words([], seed)
-    return tf.stack([mixed, tf.cast(number, tf.int32)])
-
-
-def _random_words(shape, seed):
-    # `tf.random.stateless_uniform` scrambles its seed first, by a dozen small
-    # operations for each weight; here `fold_in` has done that. One named
-    # algorithm, since the automatic choice depends on the device.
-    key = tf.bitcast(tf.cast(seed, tf.int32), tf.uint64)
-    return tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=shape,
-        key=tf.reshape(key, [1]),
-        counter=tf.zeros([2], tf.uint64),
-        alg=tf.random.Algorithm.PHILOX.value,
-        dtype=tf.int32,
-    )
-
-
-def clip_as(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
-    """Clips gradients as an optimizer's `apply` does."""
-    # Private to Keras, and used so that what is clipped apart from `apply` is
-    # clipped in no other way.
-    return optimizer._clip_gradients(gradients)
-
-
-@keras.saving.register_keras_serializable(package="keras_hposgld")
-class SGLD(keras.optimizers.Optimizer):
+@register("sgld")
+class SGLD(Sampler, keras.optimizers.Optimizer):
     """Stochastic gradient Langevin dynamics as a Keras optimizer.
 
     It drives the inner chain of every estimator, and it trains (more exactly:
@@ -165,24 +59,33 @@ class SGLD(keras.optimizers.Optimizer):
         temperature: Float `>= 0`, in the unit of the loss. Defaults to `0.0`,
             which is plain gradient descent. With a loss that is a mean over
             `n` examples, the Bayesian posterior has temperature `1 / n`.
-        noise_scale: Float `>= 0`, the paper's kappa. Defaults to `1.0`.
+        noise_scale: Float `>= 0`, the paper's kappa. Defaults to `1.0`. The
+            law has the temperature `temperature * noise_scale**2`.
         noise: `"gaussian"` (default) or `"rademacher"`: plus or minus one, a
             weak Euler scheme, which agrees with the Gaussian one in mean and
             variance and is cheaper.
-        seed: Integer. `None`, the default, draws one from Python's generator,
-            which `keras.utils.set_random_seed` fixes.
+        seed: Integer, `0 <= seed < 2**64`. `None`, the default, draws one from
+            Python's generator, which `keras.utils.set_random_seed` fixes.
         clipnorm: Float, clips each gradient to this norm.
         clipvalue: Float, clips each entry of the gradients.
         global_clipnorm: Float, clips the norm of all gradients together.
         name: String.
+        momentum: Float, `0 <= momentum < 1`. Defaults to `0.0`. Costs one copy
+            of the weights.
+        integrator: `"euler"` (default) takes new noise at each step.
+            `"averaged"` takes the mean of this step's noise and the next one's:
+            averages over the law are then right to second order in the
+            learning rate and not to first. With momentum that is BAOAB.
 
     Raises:
-        ValueError: If a number is negative, zero where it must be positive, or
-            not finite; if `noise` is unknown.
+        ValueError: If a number is out of range or not finite; if `noise` or
+            `integrator` is unknown.
 
     Reference:
         Welling and Teh, ICML 2011; equations 10 and 24 of Kim and Hospedales,
-        AAAI 2025.
+        AAAI 2025. `integrator="averaged"`: Leimkuhler and Matthews, "Rational
+        construction of stochastic numerical methods for molecular sampling",
+        Applied Mathematics Research eXpress 2013.
 
     Example:
 
@@ -192,7 +95,7 @@ class SGLD(keras.optimizers.Optimizer):
     import numpy as np
 
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile(hs.SGLD(0.1, temperature=1e-4), loss="mse")
+    model.compile(hs.SGLD(0.1, temperature=1e-4, momentum=0.9), loss="mse")
     model.fit(np.ones((8, 3)), np.ones((8, 1)), epochs=2, verbose=0)
     ```
     """
@@ -208,28 +111,19 @@ class SGLD(keras.optimizers.Optimizer):
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
         name: str = "sgld",
+        *,
+        momentum: float = 0.0,
+        integrator: str = "euler",
     ):
         if isinstance(learning_rate, numbers.Real):
-            learning_rate = float(learning_rate)
-            if not (math.isfinite(learning_rate) and learning_rate > 0):
-                raise ValueError(
-                    "`learning_rate` must be a finite number above 0. "
-                    f"Received: learning_rate={learning_rate}."
-                )
+            learning_rate = check_number("learning_rate", learning_rate, False)
         for argument, value in (
-            ("temperature", temperature),
-            ("noise_scale", noise_scale),
+            ("clipnorm", clipnorm),
+            ("clipvalue", clipvalue),
+            ("global_clipnorm", global_clipnorm),
         ):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"`{argument}` must be a finite number, 0 or above. "
-                    f"Received: {argument}={value}. Use `temperature=0.0` for "
-                    "plain gradient descent."
-                )
-        if noise not in NOISES:
-            raise ValueError(
-                f"`noise` must be one of {NOISES}. Received: noise={noise!r}."
-            )
+            if value is not None:
+                check_number(argument, value, zero_allowed=False)
         super().__init__(
             learning_rate=learning_rate,
             clipnorm=clipnorm,
@@ -237,34 +131,87 @@ class SGLD(keras.optimizers.Optimizer):
             global_clipnorm=global_clipnorm,
             name=name,
         )
-        self.temperature = float(temperature)
-        self.noise_scale = float(noise_scale)
-        self.noise = noise
-        self.seed = random.randint(1, 2**31 - 1) if seed is None else int(seed)
+        self.temperature = check_number("temperature", temperature)
+        self.noise_scale = check_number("noise_scale", noise_scale)
+        self.noise = check_known("noise", noise, NOISES)
+        self.momentum = check_number("momentum", momentum)
+        if self.momentum >= 1.0:
+            raise ValueError(
+                "`momentum` must be below 1. "
+                f"Received: momentum={momentum}. Use 0.9, for example."
+            )
+        self.integrator = check_known("integrator", integrator, INTEGRATORS)
+        if seed is None:
+            seed = random.randint(1, 2**31 - 1)
+        self.seed = check_seed("seed", seed)
         # Keras keeps the learning rate in float32, where 0.05 is 0.0500000007.
         # A float64 chain takes the number that was given for as long as Keras
         # holds its float32 image.
         self._given_learning_rate = (
             learning_rate if isinstance(learning_rate, float) else None
         )
+        self._slots = {}
 
-    def learning_rate_at(self, step: Any, dtype: Any = "float32") -> tf.Tensor:
+    # The contract of a sampler.
+
+    scale_slots = ()  # a preconditioner is constant within a chain
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of what the state holds for each weight."""
+        return ("velocity",) if self.momentum else ()
+
+    @property
+    def law_temperature(self) -> float | None:
+        """Temperature of the law; `None` at temperature 0."""
+        return self.temperature * self.noise_scale**2 or None
+
+    def init(self, params: list) -> dict[str, list]:
+        """The state before the first step: a velocity of zero."""
+        return {
+            name: [tf.zeros_like(param) for param in params]
+            for name in self.slot_names
+        }
+
+    def step(self, params, gradient, decay, state, index, seed):
+        """Moves the weights by one step, see `Sampler.step`."""
+        gradient = self.clip(gradient)
+        seeds = self._seeds(seed, index)
+        moved, after = [], {name: [] for name in state}
+        for position, param in enumerate(params):
+            param, own = self._move_one(
+                param,
+                gradient[position],
+                None if decay is None else decay[position],
+                {name: slots[position] for name, slots in state.items()},
+                self.learning_rate_at(index, param.dtype),
+                [fold_in(one, position) for one in seeds],
+            )
+            moved.append(param)
+            for name, slots in after.items():
+                slots.append(own[name])
+        return moved, after
+
+    def move(self, params: list, gradients: list, step: Any, seed: Any) -> list:
+        """The weights after one step of a chain that has just begun."""
+        return self.step(
+            params, gradients, None, self.init(params), step, seed
+        )[0]
+
+    def force_scale(self, vector: list, state: dict, index: Any) -> list:
+        """The learning rate times a vector."""
+        return [
+            self.learning_rate_at(index, part.dtype) * part for part in vector
+        ]
+
+    def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of an inner step, as a scalar tensor.
 
         Args:
-            step: Integer or integer tensor: the number of steps before it.
+            index: Integer or integer tensor: the number of steps before it.
             dtype: Dtype of the result.
         """
-        # Inside the scope a schedule reads `step` as the optimizer's counter.
-        # A scope hides the one around it, whose values go into it therefore.
-        step = tf.cast(step, self.iterations.dtype)
-        given = [
-            (variable, tf.convert_to_tensor(variable))
-            for variable in self.variables
-            if variable.name == "learning_rate"
-        ]
-        with keras.StatelessScope([(self.iterations, step), *given]):
-            rate = tf.convert_to_tensor(self.learning_rate)
+        rate = rate_of(self, index)
         if self._given_learning_rate is None:
             return tf.cast(rate, dtype)
         unchanged = tf.equal(
@@ -276,69 +223,106 @@ class SGLD(keras.optimizers.Optimizer):
             tf.cast(rate, dtype),
         )
 
-    def move(self, params: list, gradients: list, step: Any, seed: Any) -> list:
-        """Moves a list of inner weights by one step of the chain.
-
-        Args:
-            params: List of tensors.
-            gradients: List of tensors shaped like `params`, clipped already.
-            step: Integer tensor: the number of steps before it.
-            seed: Integer tensor of shape `(2,)`.
-
-        Returns:
-            List of tensors: the next weights.
-        """
-        rates = {
-            dtype: self.learning_rate_at(step, dtype)
-            for dtype in {param.dtype for param in params}
-        }
-        seed = self._step_seed(seed, step)
-        return [
-            self._move_one(param, gradient, rates[param.dtype], seed, position)
-            for position, (param, gradient) in enumerate(
-                zip(params, gradients, strict=True)
-            )
-        ]
-
-    def clip(self, gradients: list) -> list:
+    def clip(self, gradient: list) -> list:
         """Clips gradients as `apply` does, differentiably."""
-        return clip_as(self, gradients)
+        return clip_as(self, gradient)
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The sampler itself, which is a Keras optimizer."""
+        return self
+
+    @property
+    def state_variables(self) -> dict[str, list]:
+        """The slots of the optimizer, once it is built."""
+        return {name: list(slots) for name, slots in self._slots.items()}
+
+    @property
+    def chain_seed(self) -> tf.Tensor:
+        """The seed of this sampler's chain, an integer tensor `(2,)`."""
+        return seed_from(self.seed)
+
+    # What Keras calls.
+
+    def build(self, variables):
+        """Creates the slots; called by Keras."""
+        if self.built:
+            return
+        super().build(variables)
+        self._slots = {
+            name: self.add_optimizer_variables(
+                variables, name, initializer=self._slot_initializer(name)
+            )
+            for name in self.slot_names
+        }
 
     def update_step(self, gradient, variable, learning_rate):
         # Called by Keras for each variable, with its gradient clipped. The
         # position comes from the method that Keras documents for subclasses.
         step = tf.convert_to_tensor(self.iterations)
-        moved = self._move_one(
+        position = self._get_variable_index(variable)
+        moved, own = self._move_one(
             tf.convert_to_tensor(variable),
             tf.cast(gradient, variable.dtype),
+            None,
+            {
+                name: tf.convert_to_tensor(slots[position])
+                for name, slots in self._slots.items()
+            },
             self.learning_rate_at(step, variable.dtype),
-            self._step_seed(self.chain_seed, step),
-            self._get_variable_index(variable),
+            [
+                fold_in(one, position)
+                for one in self._seeds(self.chain_seed, step)
+            ],
         )
         self.assign(variable, moved)
+        for name, slots in self._slots.items():
+            self.assign(slots[position], own[name])
 
-    @property
-    def chain_seed(self) -> tf.Tensor:
-        """The seed of this sampler's chain, an integer tensor `(2,)`."""
-        return tf.constant([self.seed, 0], tf.int32)
+    # The step of one weight.
 
-    @property
-    def _is_noisy(self):
-        return self.temperature > 0.0 and self.noise_scale > 0.0
+    def _seeds(self, seed, index):
+        """The seeds whose noise a step averages; none without noise."""
+        if self.law_temperature is None:
+            return []
+        steps = [index] if self.integrator == "euler" else [index, index + 1]
+        return [fold_in(seed, step) for step in steps]
 
-    def _step_seed(self, seed, step):
-        return fold_in(seed, step) if self._is_noisy else None
-
-    def _move_one(self, param, gradient, learning_rate, seed, position):
-        return langevin_step(
-            param,
-            gradient,
-            learning_rate=learning_rate,
-            temperature=self.temperature,
-            noise_scale=self.noise_scale,
-            noise=self.noise,
-            seed=fold_in(seed, position) if self._is_noisy else None,
+    def _move_one(self, param, gradient, decay, own, rate, seeds):
+        if decay is not None:  # first, as in Keras's AdamW
+            param = param - decay * rate
+        force = self._precondition(rate * gradient, own)
+        own = self._remember(own, gradient)
+        if not self.momentum:
+            return self._plus_noise(param - force, 1.0, own, rate, seeds), own
+        velocity = self._plus_noise(
+            self.momentum * own["velocity"] + force, -1.0, own, rate, seeds
         )
+        return param - velocity, own | {"velocity": velocity}
+
+    def _plus_noise(self, tensor, sign, own, rate, seeds):
+        if not seeds:
+            return tensor
+        variance = 2.0 * (1.0 - self.momentum) * self.temperature
+        scale = (sign * self.noise_scale) * tf.sqrt(
+            rate * tf.constant(variance, rate.dtype)
+        )
+        scale = self._precondition_noise(scale, own)
+        return plus_noise(tensor, scale, self.noise, seeds)
+
+    # What a preconditioned sampler does otherwise.
+
+    def _slot_initializer(self, name):
+        return "zeros"
+
+    def _precondition(self, force, own):
+        return force
+
+    def _precondition_noise(self, scale, own):
+        return scale
+
+    def _remember(self, own, gradient):
+        return own
 
     def get_config(self):
         learning_rate = super().get_config()["learning_rate"]
@@ -355,4 +339,6 @@ class SGLD(keras.optimizers.Optimizer):
             "clipvalue": self.clipvalue,
             "global_clipnorm": self.global_clipnorm,
             "name": self.name,
+            "momentum": self.momentum,
+            "integrator": self.integrator,
         }

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld.estimators.estimator import _ALIASES
+from keras_hposgld.estimators.registry import REGISTRY
 
 # Arguments with which an estimator has converged on ridge regression, and
 # others that are not the defaults, for a short chain.
@@ -65,13 +65,13 @@ BAD = {
     "rmd_fo": [dict(num_steps=-2)],
     "score_covariance": [dict(burn_in=-1), dict(num_samples=1)],
 }
-ALL = sorted(_ALIASES)
+ALL = REGISTRY.aliases
 # Those which need no start that is a function of the hyperparameters.
 ANY_START = [alias for alias in ALL if alias != "first_order"]
 
 
 def make(alias, arguments=SHORT):
-    return _ALIASES[alias](**arguments[alias])
+    return REGISTRY.find(alias)(**arguments[alias])
 
 
 def sampler_for(alias, learning_rate=0.05):
@@ -255,7 +255,7 @@ def test_config_round_trip(alias):
 def test_bad_arguments_are_named(alias, arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"`{name}` must be") as error:
-        _ALIASES[alias](**arguments)
+        REGISTRY.find(alias)(**arguments)
     assert f"{name}=" in str(error.value).split("Received:")[1]
 
 
@@ -290,7 +290,7 @@ def test_unrolling_is_exact_for_any_number_of_steps(
             problem,
             tf.constant(ridge.strengths),
             tf.constant(start),
-            estimator=_ALIASES[alias](num_steps=6),
+            estimator=REGISTRY.find(alias)(num_steps=6),
             sampler=sampler,
         )
     )

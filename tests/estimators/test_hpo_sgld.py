@@ -452,7 +452,7 @@ def test_bad_problems_are_refused():
             hs.BilevelProblem(scalar, scalar),
             1,
             1,
-            sampler=keras.optimizers.SGD(0.1),
+            sampler=0.1,
         )
     with pytest.raises(ValueError, match="`hyperparameters` must hold"):
         solve(hs.BilevelProblem(scalar, scalar), hyperparameters=[])

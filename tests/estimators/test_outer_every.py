@@ -36,10 +36,10 @@ def adjoint_sgld(ridge, burn_in, num_samples, outer_every):
     for index in range(num_steps):
         if is_due(index, num_steps, outer_every):
             v = ridge.outer_gradient(w)
-        q = q - ALPHA * (hessian @ q - v)
-        if index >= burn_in:
+        if index >= burn_in:  # with the q of before the step
             sample = 0.6 * ridge.strengths - q @ ridge.inner_mixed(w)
             h = h + sample / num_samples
+        q = q - ALPHA * (hessian @ q - v)
         w = w - ALPHA * ridge.inner_gradient(ridge.strengths, w)
     return h
 

@@ -1,0 +1,276 @@
+"""A chain: a problem, a sampler, and what every estimator asks of the two.
+
+All bookkeeping between an estimator's equations and the tensors stands here,
+once: the means over the replicas, clipping, the scale of the loss, the decay of
+the weights, and the scales of the sampler's step.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_hposgld.core.derivatives import linearize_gradient
+from keras_hposgld.core.derivatives import LinearizedGradient
+from keras_hposgld.core.derivatives import value_and_gradients
+from keras_hposgld.core.problem import BilevelProblem
+from keras_hposgld.core.vectors import add
+from keras_hposgld.samplers.sampler import effective_scale
+from keras_hposgld.samplers.sampler import Sampler
+
+
+class Position(NamedTuple):
+    """Where a chain is.
+
+    Attributes:
+        params: List of tensors, the weights.
+        carry: What the inner objective carries from step to step.
+        sampler_state: The state of the sampler.
+    """
+
+    params: list
+    carry: Any
+    sampler_state: Any
+
+
+class OuterGradient(NamedTuple):
+    """The outer objective with both its derivatives.
+
+    Attributes:
+        value: Scalar, f.
+        direct: List like the hyperparameters, df/dlambda; `None` where there
+            is no dependence.
+        v: List like the params, df/dtheta.
+    """
+
+    value: tf.Tensor
+    direct: list
+    v: list
+
+
+class Scales(NamedTuple):
+    """The diagonal maps of one step of the sampler, see `samplers.sampler`."""
+
+    sampler: Sampler
+    state: Any
+    index: Any
+
+    def force(self, vector: list) -> list:
+        """A times a vector."""
+        return self.sampler.force_scale(vector, self.state, self.index)
+
+    def velocity(self, vector: list) -> list:
+        """B times a vector."""
+        return self.sampler.velocity_scale(vector, self.state, self.index)
+
+    def direct(self, vector: list) -> list | None:
+        """E times a vector; `None` where E is zero."""
+        return self.sampler.direct_scale(vector, self.state, self.index)
+
+    def inverse(self, vector: list) -> list:
+        """A vector over what a constant force of one moves the weights by."""
+        ones = [tf.ones_like(part) for part in vector]
+        scale = effective_scale(self.sampler, ones, self.state, self.index)
+        return [a / b for a, b in zip(vector, scale, strict=True)]
+
+
+class Chain(NamedTuple):
+    """What stays fixed while a chain runs.
+
+    Attributes:
+        problem: `BilevelProblem` over flat lists.
+        hyperparameters: List of tensors.
+        sampler: `Sampler`.
+        first_step: Integer, or integer tensor: the number of steps that the
+            sampler took before this chain. Schedules and noise go on from it.
+        seed: Integer tensor of shape `(2,)`.
+        memory: What the estimate of the chain before this one had as its
+            `memory`; empty at first, or where nothing is remembered.
+        names: Tuple of strings, what to call the hyperparameters in messages.
+        average: Function from a list of tensors to their means over the
+            replicas; the identity where there is one.
+        sampler_state: The state of the sampler at the end of the chain before
+            this one. `None` (default): it begins anew.
+    """
+
+    problem: BilevelProblem
+    hyperparameters: list
+    sampler: Sampler
+    first_step: Any
+    seed: tf.Tensor
+    memory: Any = ()
+    names: tuple = ()
+    average: Callable = lambda tensors: tensors
+    sampler_state: Any = None
+
+    def begin(self, params: list) -> Position:
+        """The position before the first step."""
+        if self.sampler_state is None:
+            state = self.sampler.init(params)
+        else:
+            state = self.sampler.restart(self.sampler_state)
+        return Position(params, self.problem.initial_carry, state)
+
+    def number(self, index: Any) -> tf.Tensor:
+        """The steps that the sampler took before step `index` of the chain."""
+        return tf.cast(self.first_step, tf.int64) + tf.cast(index, tf.int64)
+
+    def mean(self, *lists: list) -> list:
+        """The means over the replicas of lists of tensors, `None` kept.
+
+        Returns:
+            As many lists; of one list, its means.
+        """
+        given = [t for tensors in lists for t in tensors if t is not None]
+        means = iter(self.average(given) if given else ())
+        results = [
+            [None if t is None else next(means) for t in tensors]
+            for tensors in lists
+        ]
+        return results[0] if len(lists) == 1 else results
+
+    def linearize(
+        self, position: Position, batch: Any, sources: list
+    ) -> LinearizedGradient:
+        """The gradient of the inner objective, ready to be differentiated.
+
+        It is the mean over the replicas, not clipped. Products with its
+        derivative are those of one replica: `mean` averages them.
+        """
+        return linearize_gradient(
+            lambda params: self.problem.inner(
+                self.hyperparameters, params, batch, position.carry
+            ),
+            position.params,
+            sources,
+            self.mean,
+            self.problem.loss_scale,
+        )
+
+    def outer(self, params: list, carry: Any, batch: Any) -> OuterGradient:
+        """The outer objective and its derivatives, those of one replica."""
+        return OuterGradient(
+            *value_and_gradients(
+                lambda params: self.problem.outer(
+                    self.hyperparameters, params, batch, carry
+                ),
+                list(self.hyperparameters),
+                params,
+                self.problem.loss_scale,
+            )
+        )
+
+    def move(
+        self, position: Position, inner: LinearizedGradient, index: Any
+    ) -> Position:
+        """The position after step `index` of the chain."""
+        params, state = self.sampler.step(
+            position.params,
+            inner.gradient,
+            self.problem.decay_of(self.hyperparameters, position.params),
+            position.sampler_state,
+            self.number(index),
+            self.seed,
+        )
+        return Position(params, inner.carry, state)
+
+    def scales(self, state: Any, index: Any) -> Scales:
+        """The scales of step `index`, from the sampler's state after it."""
+        return Scales(self.sampler, state, self.number(index))
+
+    def products(self, inner: LinearizedGradient, vector: list) -> list:
+        """A vector times the derivative of what a step follows.
+
+        That is the clipped gradient, averaged over the replicas.
+
+        Returns:
+            A list with one tensor for each of the sources of `inner`, or
+            `None` where there is no dependence.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(inner.gradient)
+            clipped = self.sampler.clip(list(inner.gradient))
+        vector = tape.gradient(clipped, inner.gradient, output_gradients=vector)
+        return self.mean(inner.pullback(vector))
+
+    def decay(self, hyperparameters: list, params: list) -> list:
+        """The decoupled decay d, the sampler's own part included.
+
+        Returns:
+            A list like the params, `None` where there is none; empty if no
+            weight decays.
+        """
+        parts = (
+            self.problem.decay_of(hyperparameters, params),
+            self.sampler.own_decay(params),
+        )
+        given = [part for part in parts if part is not None]
+        return add(*given) if given else []
+
+    def decay_products(
+        self, params: list, vector: list, scales: Scales
+    ) -> tuple:
+        """A vector times the derivatives of the decoupled decay of a step.
+
+        Returns:
+            `vector . dD/dlambda` and `vector . dD/dtheta` with D = alpha d, as
+            two lists with `None` where there is no dependence.
+        """
+        hypers = list(self.hyperparameters)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([hypers, params])
+            total = self.decay(hypers, params)
+        decayed = [n for n, part in enumerate(total) if part is not None]
+        if not decayed:
+            return [None] * len(hypers), [None] * len(params)
+        return tape.gradient(
+            [total[n] for n in decayed],
+            [hypers, list(params)],
+            output_gradients=[
+                self.sampler.learning_rate_at(scales.index, vector[n].dtype)
+                * vector[n]
+                for n in decayed
+            ],
+        )
+
+    def report_unused(self, mixed: list, direct: list) -> None:
+        """Warns of hyperparameters that neither objective depends on.
+
+        Args:
+            mixed: Products with the mixed derivative, `None` where there is
+                no dependence.
+            direct: Derivatives of the outer objective, likewise `None`.
+        """
+        if self.problem.initial_params is not None:
+            return  # the start may depend on them
+        unused = [
+            self.names[position] if self.names else f"number {position}"
+            for position, parts in enumerate(zip(mixed, direct, strict=True))
+            if parts == (None, None)
+        ]
+        if unused:
+            warnings.warn(
+                "The hypergradient is zero for hyperparameters that neither "
+                "the gradient of the inner objective nor the outer objective "
+                f"depends on: {', '.join(unused)}.",
+                stacklevel=2,
+            )
+
+
+def batch_at(batches: Any, index: Any) -> Any:
+    """The batch of one step, from stacked batches (or `None`)."""
+    return tf.nest.map_structure(
+        lambda x: None if x is None else tf.gather(x, index), batches
+    )
+
+
+def refuse_moving_start(estimator, problem: BilevelProblem, why: str) -> None:
+    """Refuses problems whose chain starts at a function of hyperparameters."""
+    if problem.initial_params is not None:
+        raise ValueError(
+            f"`{type(estimator).__name__}` cannot serve a problem with "
+            f"`initial_params`: {why}. Received: estimator={estimator!r}. Use "
+            '"hpo_sgld", "rmd" or "fmd".'
+        )

@@ -1,0 +1,308 @@
+"""The steps of Keras's own optimizers, as samplers without noise.
+
+The step is not written again here. Keras's `update_step` computes it, called
+with tensors in place of variables (`_StandIn`), so that it equals what
+`optimizer.apply` does. What `apply` does around it (weight decay before, moving
+averages after, clipping first) follows the order of Keras.
+
+The form of each step, which derivatives need, is in `keras_forms.py`.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld.samplers.keras_forms import form_of
+from keras_hposgld.samplers.keras_forms import FORMS
+from keras_hposgld.samplers.keras_forms import Slots
+from keras_hposgld.samplers.keras_forms import VELOCITIES
+from keras_hposgld.samplers.sampler import clip_as
+from keras_hposgld.samplers.sampler import rate_of
+from keras_hposgld.samplers.sampler import Sampler
+
+AVERAGES = "_model_variables_moving_average"
+
+
+def from_optimizer(optimizer: keras.optimizers.Optimizer) -> Sampler:
+    """Makes a sampler of a Keras optimizer, whose steps a chain then takes.
+
+    Served are SGD (with momentum and Nesterov's too), RMSprop, Adam, AdamW,
+    Adamax and Nadam, with clipping, schedules, weight decay and moving
+    averages of the weights. In a Keras model the optimizer's own variables
+    hold the state. The chain has no noise.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`. A sampler is returned as is.
+
+    Returns:
+        `Sampler`.
+
+    Raises:
+        ValueError: If the optimizer is of another kind, or does something that
+            a chain cannot: accumulate gradients, overwrite the weights by
+            their average, scale the loss.
+
+    Example:
+
+    ```python
+    import keras
+    import keras_hposgld as hs
+
+    problem = hs.BilevelProblem(
+        lambda h, w, batch: (w - 1.0) ** 2 + h * w**2,
+        lambda h, w, batch: (w - 0.5) ** 2,
+    )
+    sampler = hs.samplers.from_optimizer(keras.optimizers.Adam(0.1))
+    estimate = hs.hypergradient(
+        problem, 0.1, 0.0, estimator="rmd", sampler=sampler
+    )
+    print(estimate.hypergradient)
+    ```
+    """
+    if isinstance(optimizer, Sampler):
+        return optimizer
+    if type(optimizer) not in FORMS:
+        served = ", ".join(sorted(kind.__name__ for kind in FORMS))
+        raise ValueError(
+            "The optimizer of a chain must be of a kind whose step has a known "
+            f"form. Received: optimizer={type(optimizer).__name__}. Served "
+            f"are {served}, and `keras_hposgld.SGLD` and `PSGLD`. For another "
+            "one write a `keras_hposgld.samplers.Sampler`."
+        )
+    for name, why in (
+        ("gradient_accumulation_steps", "each step of a chain moves it"),
+        ("ema_overwrite_frequency", "it moves the weights by no gradient"),
+        ("loss_scale_factor", "a chain scales the loss by itself"),
+    ):
+        if getattr(optimizer, name):
+            raise ValueError(
+                f"`{name}` must be None in the optimizer of a chain: {why}. "
+                f"Received: {name}={getattr(optimizer, name)}."
+            )
+    return KerasSteps(optimizer)
+
+
+class KerasSteps(Sampler):
+    """A Keras optimizer as a sampler, see `from_optimizer`.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer` of a kind in `FORMS`.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer):
+        self.optimizer = optimizer
+        form = form_of(optimizer)
+        self._form = form
+        self.slot_names = form.slots(optimizer)
+        if optimizer.use_ema:
+            self.slot_names += (AVERAGES,)
+        self._counts_momentum = isinstance(optimizer, keras.optimizers.Nadam)
+        self.scale_slots = tuple(
+            name for name in form.slots(optimizer) if name not in VELOCITIES
+        ) + (("_u_product",) if self._counts_momentum else ())
+
+    def __repr__(self):
+        return f"from_optimizer({type(self.optimizer).__name__})"
+
+    @property
+    def momentum(self) -> float:
+        """mu, the optimizer's own."""
+        return self._form.momentum(self.optimizer)
+
+    def init(self, params: list) -> dict[str, list]:
+        """The slots of an optimizer that has taken no step."""
+        state = {
+            name: [tf.zeros_like(param) for param in params]
+            for name in self.slot_names
+        }
+        if AVERAGES in state:
+            state[AVERAGES] = [tf.identity(param) for param in params]
+        if self._counts_momentum:
+            state["_u_product"] = [tf.ones([], params[0].dtype)]
+        return state
+
+    def step(self, params, gradient, decay, state, index, seed):
+        """Moves the weights by one step, see `Sampler.step`."""
+        optimizer, rate = self.optimizer, rate_of(self.optimizer, index)
+        iterations = tf.cast(index, optimizer.iterations.dtype)
+        gradient = self.clip(gradient)
+        state = self._count_momentum(state, iterations)
+        moved, after = [], {name: list(slots) for name, slots in state.items()}
+        for position, param in enumerate(params):
+            alpha = tf.cast(rate, param.dtype)
+            own = self._own_rate(position)
+            before = param
+            if own is not None:  # in Keras's order, which fixes the rounding
+                param = param - before * tf.cast(own, param.dtype) * alpha
+            if decay is not None and decay[position] is not None:
+                param = param - decay[position] * alpha
+            stand_in = _StandIn(optimizer, state, position, iterations)
+            param = stand_in.step(gradient[position], param, rate)
+            for name in self.slot_names:
+                after[name][position] = stand_in.slot(name)
+            if optimizer.use_ema:
+                after[AVERAGES][position] = self._average(
+                    state[AVERAGES][position], param, iterations
+                )
+            moved.append(param)
+        return moved, after
+
+    def force_scale(self, vector: list, state: dict, index: Any) -> list:
+        """A times a vector."""
+        return self._scale(self._form.force, vector, state, index)
+
+    def velocity_scale(self, vector: list, state: dict, index: Any) -> list:
+        """B times a vector."""
+        if self._form.velocity is None:
+            return vector
+        return self._scale(self._form.velocity, vector, state, index)
+
+    def direct_scale(
+        self, vector: list, state: dict, index: Any
+    ) -> list | None:
+        """E times a vector; `None` without Nesterov's look ahead."""
+        if self._form.direct is None:
+            return None
+        return self._scale(self._form.direct, vector, state, index)
+
+    def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
+        """The learning rate of a step, as Keras has it."""
+        return tf.cast(rate_of(self.optimizer, index), dtype)
+
+    def clip(self, gradient: list) -> list:
+        """Clips gradients as `apply` does, differentiably."""
+        return clip_as(self.optimizer, gradient)
+
+    def own_decay(self, params: list) -> list | None:
+        """The optimizer's `weight_decay` times the weights it applies to."""
+        if self.optimizer.weight_decay is None:
+            return None
+        rates = [self._own_rate(position) for position in range(len(params))]
+        return [
+            tf.zeros_like(param)
+            if rate is None
+            else tf.cast(rate, param.dtype) * param
+            for param, rate in zip(params, rates, strict=True)
+        ]
+
+    @property
+    def state_variables(self) -> dict[str, list]:
+        """The slots of the optimizer, once it is built."""
+        variables = {
+            name: list(getattr(self.optimizer, name))
+            for name in self.slot_names
+        }
+        if self._counts_momentum:
+            variables["_u_product"] = [self.optimizer._u_product]
+        return variables
+
+    def largest_curvature_scale(self) -> float | None:
+        """1 for SGD; `None` where the step adapts to the gradient."""
+        return None if self._form.adapts else 1.0
+
+    def _scale(self, function, vector, state, index):
+        rate = rate_of(self.optimizer, index)
+        return [
+            part
+            * function(
+                Slots(
+                    self.optimizer,
+                    {
+                        name: slots[0 if name == "_u_product" else position]
+                        for name, slots in state.items()
+                    },
+                    tf.cast(rate, part.dtype),
+                    tf.cast(index + 1, part.dtype),
+                )
+            )
+            for position, part in enumerate(vector)
+        ]
+
+    def _own_rate(self, position):
+        """The weight decay of a weight, `None` where it has none."""
+        optimizer = self.optimizer
+        if optimizer.weight_decay is None:
+            return None
+        # Which weights are left out is private to Keras, and known by
+        # variable: before the optimizer is built, none is.
+        if optimizer.built and not optimizer._use_weight_decay(
+            optimizer._trainable_variables[position]
+        ):
+            return None
+        return optimizer.weight_decay
+
+    def _count_momentum(self, state, iterations):
+        """What Nadam does once a step: the product of its momenta so far."""
+        if not self._counts_momentum:
+            return state
+        (product,) = state["_u_product"]
+        number = tf.cast(iterations + 1, product.dtype)
+        momentum = self.optimizer.beta_1 * (
+            1.0 - 0.5 * keras.ops.power(0.96, number)
+        )
+        return state | {"_u_product": [product * momentum]}
+
+    def _average(self, average, param, iterations):
+        """The moving average of a weight, which starts at the first value."""
+        not_first = tf.cast(iterations != 0, param.dtype)
+        momentum = not_first * self.optimizer.ema_momentum
+        return momentum * average + (1 - momentum) * param
+
+
+class _StandIn:
+    """What Keras's `update_step` gets for its optimizer: slots of tensors."""
+
+    def __init__(self, optimizer, state, position, iterations):
+        self._optimizer = optimizer
+        self.iterations = iterations
+        for name, slots in state.items():
+            if name == "_u_product":
+                (self._u_product,) = slots
+            else:
+                setattr(self, name, [_Cell(slots[position])])
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)  # constants such as beta_1
+
+    def step(self, gradient, param, rate):
+        cell = _Cell(param)
+        type(self._optimizer).update_step(self, gradient, cell, rate)
+        return cell.tensor
+
+    def slot(self, name):
+        (cell,) = getattr(self, name)
+        return cell.tensor
+
+    def _get_variable_index(self, variable):
+        return 0
+
+    def assign(self, cell, value):
+        cell.tensor = tf.cast(value, cell.dtype)
+
+    def assign_add(self, cell, value):
+        cell.tensor = cell.tensor + tf.cast(value, cell.dtype)
+
+    def assign_sub(self, cell, value):
+        cell.tensor = cell.tensor - tf.cast(value, cell.dtype)
+
+
+class _Cell:
+    """A tensor where Keras expects a variable."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    @property
+    def dtype(self):
+        return self.tensor.dtype
+
+    @property
+    def shape(self):
+        return self.tensor.shape
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return self.tensor
+
+    def __sub__(self, other):
+        return self.tensor - other

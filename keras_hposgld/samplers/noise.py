@@ -1,0 +1,121 @@
+"""Noise that is a function of its seed, the same on every device.
+
+TensorFlow's own normal sampler gives other numbers under XLA than without.
+Only raw random integers are the same everywhere, so all noise is made from
+those: by the Box-Muller transform, or from single bits.
+
+A seed is an integer tensor of shape `(2,)`: 64 bits. `fold_in` derives one
+from another and a number, without losing any of them, so that different steps
+and different weights have different noise.
+"""
+
+import functools
+import math
+
+import tensorflow as tf
+
+from keras_hposgld.core.vectors import is_large
+
+NOISES = ("gaussian", "rademacher")
+
+
+def seed_from(number: int) -> tf.Tensor:
+    """The seed with the 64 bits of an integer, `0 <= number < 2**64`."""
+    words = [number & 0xFFFFFFFF, number >> 32]
+    signed = [word - 2**32 if word >= 2**31 else word for word in words]
+    return tf.constant(signed, tf.int32)
+
+
+def fold_in(seed, number):
+    """Derives a seed from a seed and an integer of up to 64 bits."""
+    return _random_words([2], seed, number)
+
+
+def unit_noise(shape, dtype, noise, seed):
+    """Draws noise of zero mean and unit variance.
+
+    Args:
+        shape: Static shape, or integer tensor.
+        dtype: Floating-point dtype of the result. Half precision is drawn in
+            float32, whose range the transform needs, and then rounded.
+        noise: `"gaussian"` or `"rademacher"` (plus or minus one).
+        seed: Integer tensor of shape `(2,)`.
+    """
+    size = tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
+    if noise == "rademacher":
+        return _signs(_words_of_bits(size, seed), shape, size, dtype)
+    drawn_in = tf.as_dtype(dtype)
+    if drawn_in.size < 4:
+        drawn_in = tf.float32
+    words = _random_words([2, -(-size // 2)], seed)
+    # The upper 24 bits, centered in their cells: in (0, 1) also in float32.
+    upper = tf.cast(tf.bitwise.right_shift(words[0], 8), drawn_in)
+    uniform = (upper + 0.5) * 2.0**-24 + 0.5
+    radius = tf.sqrt(-2.0 * tf.math.log(uniform))
+    angle = tf.cast(words[1], drawn_in) * (2.0 * math.pi * 2.0**-32)
+    draws = tf.stack([radius * tf.cos(angle), radius * tf.sin(angle)])
+    draws = tf.reshape(tf.reshape(draws, [-1])[:size], shape)
+    return tf.cast(draws, dtype)
+
+
+def plus_noise(tensor, scale, noise, seeds):
+    """`tensor + scale * z`, with z the mean of the unit noise of the seeds.
+
+    Args:
+        tensor: Tensor.
+        scale: Tensor, a scalar or shaped like `tensor`.
+        noise: `"gaussian"` or `"rademacher"`.
+        seeds: List of integer tensors of shape `(2,)`.
+    """
+    if noise == "rademacher" and is_large(tensor.shape):
+        size = tensor.shape.num_elements()
+        words = [_words_of_bits(size, seed) for seed in seeds]
+        return _compiled_plus_signs(tensor, scale, words)
+    static = tensor.shape.is_fully_defined()
+    shape = tensor.shape if static else tf.shape(tensor)
+    draws = [unit_noise(shape, tensor.dtype, noise, seed) for seed in seeds]
+    return tensor + scale * _mean(draws)
+
+
+# One pass over the memory and not seven. Of logarithm and cosine TensorFlow's
+# own are the faster ones, so that Gaussian noise is left to it.
+@functools.partial(tf.function, autograph=False, jit_compile=True)
+def _compiled_plus_signs(tensor, scale, words):
+    size, shape = tensor.shape.num_elements(), tensor.shape
+    signs = [_signs(one, shape, size, tensor.dtype) for one in words]
+    return tensor + scale * _mean(signs)
+
+
+def _mean(draws):
+    if len(draws) == 1:
+        return draws[0]
+    return sum(draws[1:], start=draws[0]) * (1.0 / len(draws))
+
+
+def _signs(words, shape, size, dtype):
+    """Plus or minus one for each bit of the words, up to the size."""
+    bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
+    signs = tf.cast(1 - 2 * bits, dtype)
+    return tf.reshape(tf.reshape(signs, [-1])[:size], shape)
+
+
+def _words_of_bits(number, seed):
+    return _random_words([-(-number // 32), 1], seed)
+
+
+def _random_words(shape, seed, number=None):
+    # `tf.random.stateless_uniform` scrambles its seed first, by a dozen small
+    # operations for each weight; here `fold_in` has done that. One named
+    # algorithm, since the automatic choice depends on the device.
+    key = tf.bitcast(tf.cast(seed, tf.int32), tf.uint64)
+    counter = tf.zeros([2], tf.int64)
+    if number is not None:
+        # The second word keeps derived seeds apart from noise of this seed.
+        counter = tf.stack([tf.cast(number, tf.int64), tf.ones([], tf.int64)])
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape,
+        key=tf.reshape(key, [1]),
+        counter=tf.bitcast(counter, tf.uint64),
+        alg=tf.random.Algorithm.PHILOX.value,
+        dtype=tf.int32,
+    )

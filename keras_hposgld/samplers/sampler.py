@@ -1,0 +1,201 @@
+"""The contract of a sampler, and the conventions that all of them share.
+
+A sampler makes one step of the inner weights theta. With the gradient of the
+inner objective L_T (a mean over the batch, plus the regularization), a velocity
+M and a decoupled weight decay d, a step reads
+
+    M     <- mu M + A grad L_T - noise
+    theta <- theta - B M - E grad L_T - alpha d(lambda, theta)
+
+where mu is a number and A, B, E are diagonal maps: the force scale, the
+velocity scale and the direct scale (zero but for Nesterov's steps). alpha is
+the learning rate of the step. For a sampler without velocity mu is 0.
+
+The maps may depend on the sampler's state, which is the state *after* the step
+that they belong to. In derivatives they are held fixed. That is exact for the
+estimators of a stationary law, which does not depend on them, and a convention
+for those that differentiate an unrolled chain.
+
+If a sampler is noisy, its law is proportional to
+`exp(-L_T(theta) / law_temperature)`, up to the error of the step size.
+
+Estimators use nothing else of a sampler. To add one, write a module with a
+subclass of `Sampler`, registered with `@register("alias")`.
+"""
+
+import abc
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class Sampler(abc.ABC):
+    """The step of an inner chain, as pure functions of tensors.
+
+    Lists of tensors are ordered like the weights. A state is a dictionary from
+    a name to such a list.
+
+    Attributes:
+        momentum: Float, mu. Defaults to `0.0`.
+        law_temperature: Float, the temperature of the law that the chain
+            samples. `None` (default): it has no law, such as an optimizer.
+        seed: Integer, from which the noise is made.
+        scale_slots: Tuple of strings: which entries of the state the scales
+            depend on and a step changes. `None` (default): all.
+        optimizer: `keras.optimizers.Optimizer` whose variables hold the state
+            of the sampler in a Keras model, and which counts its steps.
+
+    Example:
+
+    ```python
+    import keras_hposgld as hs
+    import tensorflow as tf
+
+    class GradientDescent(hs.samplers.Sampler):
+        def init(self, params):
+            return {}
+
+        def step(self, params, gradient, decay, state, index, seed):
+            moved = [p - 0.1 * g for p, g in zip(params, gradient)]
+            return moved, state
+
+        def force_scale(self, vector, state, index):
+            return [0.1 * part for part in vector]
+
+        def learning_rate_at(self, index, dtype="float32"):
+            return tf.constant(0.1, dtype)
+
+    problem = hs.BilevelProblem(
+        lambda h, w, batch: (w - 1.0) ** 2 + h * w**2,
+        lambda h, w, batch: (w - 0.5) ** 2,
+    )
+    estimate = hs.hypergradient(
+        problem, 0.1, 0.0, estimator="rmd", sampler=GradientDescent()
+    )
+    assert float(estimate.hypergradient) < 0
+    ```
+    """
+
+    momentum: float = 0.0
+    law_temperature: float | None = None
+    seed: int = 0
+    scale_slots: tuple[str, ...] | None = None
+    optimizer: Any = None
+
+    @abc.abstractmethod
+    def init(self, params: list) -> dict[str, list]:
+        """The state before the first step."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        params: list,
+        gradient: list,
+        decay: list | None,
+        state: dict,
+        index: Any,
+        seed: Any,
+    ) -> tuple[list, dict]:
+        """Moves the weights by one step.
+
+        Args:
+            params: List of tensors, theta.
+            gradient: List of tensors, the gradient of L_T, not clipped.
+            decay: List of tensors, the decoupled decay d(lambda, theta), which
+                the step multiplies by its learning rate. `None`, for all of
+                the weights or for one of them: there is none.
+            state: What `init` or the step before returned.
+            index: Integer tensor: the number of steps before this one.
+            seed: Integer tensor of shape `(2,)`, the seed of the chain.
+
+        Returns:
+            The weights and the state after the step.
+        """
+
+    @abc.abstractmethod
+    def force_scale(self, vector: list, state: dict, index: Any) -> list:
+        """A times a vector, with the state after step `index`."""
+
+    def velocity_scale(self, vector: list, state: dict, index: Any) -> list:
+        """B times a vector, with the state after step `index`."""
+        return vector
+
+    def direct_scale(
+        self, vector: list, state: dict, index: Any
+    ) -> list | None:
+        """E times a vector, with the state after step `index`, or `None`."""
+        return None
+
+    @abc.abstractmethod
+    def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
+        """alpha, the learning rate of step `index`, as a scalar tensor."""
+
+    def clip(self, gradient: list) -> list:
+        """What the step makes of a gradient first, differentiably."""
+        return gradient
+
+    def own_decay(self, params: list) -> list | None:
+        """The fixed part of the decoupled decay, which `step` adds itself."""
+        return None
+
+    def restart(self, state: dict) -> dict:
+        """The state in which a chain starts, from that of the chain before."""
+        return state
+
+    @property
+    def chain_seed(self) -> tf.Tensor:
+        """The seed of this sampler's chain, an integer tensor `(2,)`."""
+        return tf.zeros([2], tf.int32)
+
+    @property
+    def state_variables(self) -> dict[str, list]:
+        """The Keras variables that hold the state, in a built optimizer."""
+        return {}
+
+    def largest_curvature_scale(self) -> float | None:
+        """By how much the step may exceed the learning rate.
+
+        A step of `learning_rate` times this number times the curvature of a
+        penalty must stay below 1, or the weights diverge. `None`: the step
+        adapts to the gradient, and no bound is known.
+        """
+        return 1.0
+
+
+def effective_scale(sampler: Sampler, vector: list, state: dict, index) -> list:
+    """S times a vector: what a force that stays moves the weights by.
+
+    S = A B / (1 - mu) + E, so that `S grad L_T + alpha d = 0` where a chain
+    without noise stands still.
+    """
+    moved = sampler.velocity_scale(
+        sampler.force_scale(vector, state, index), state, index
+    )
+    if sampler.momentum:
+        moved = [part / (1.0 - sampler.momentum) for part in moved]
+    direct = sampler.direct_scale(vector, state, index)
+    if direct is None:
+        return moved
+    return [a + b for a, b in zip(moved, direct, strict=True)]
+
+
+def rate_of(optimizer: keras.optimizers.Optimizer, index: Any) -> tf.Tensor:
+    """The learning rate of a Keras optimizer after so many steps."""
+    # Inside the scope a schedule reads `index` as the optimizer's counter.
+    # A scope hides the one around it, whose values go into it therefore.
+    step = tf.cast(index, optimizer.iterations.dtype)
+    given = [
+        (variable, tf.convert_to_tensor(variable))
+        for variable in optimizer.variables
+        if variable.name == "learning_rate"
+    ]
+    with keras.StatelessScope([(optimizer.iterations, step), *given]):
+        return tf.convert_to_tensor(optimizer.learning_rate)
+
+
+def clip_as(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+    """Clips gradients as an optimizer's `apply` does."""
+    # Private to Keras, and used so that what is clipped apart from `apply` is
+    # clipped in no other way.
+    return optimizer._clip_gradients(gradients)
