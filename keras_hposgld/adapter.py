@@ -18,10 +18,11 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_hposgld.core.gauss_newton import mark_predictions
 from keras_hposgld.core.problem import BilevelProblem
-from keras_hposgld.distribute import local_loss
 from keras_hposgld.hyperparameters.hyperparameter import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import not_owned
+from keras_hposgld.training.placement.on_replica import local_loss
 
 LAYER_STATES = ("carried", "frozen")
 
@@ -74,6 +75,7 @@ class KerasProblem(BilevelProblem):
             self._inner,
             self._outer,
             initial_carry=(),  # see the property
+            decay=self._decay if any(_decays(self.weights)) else None,
         )
         if _computes_in_float16(trainer):
             self.loss_scale = FLOAT16_LOSS_SCALE
@@ -100,6 +102,7 @@ class KerasProblem(BilevelProblem):
         with self._scope(hyperparameters, params, carry) as scope:
             sample_weight = self.weigh(sample_weight)
             y_pred = self.trainer(x, training=self.training)
+            y_pred = mark_predictions(y_pred)
             loss = self.trainer.compute_loss(
                 x, y, y_pred, sample_weight, training=True
             )
@@ -112,11 +115,27 @@ class KerasProblem(BilevelProblem):
             for variables in (self.layer_variables, self.metrics_variables)
         )
 
+    def _decay(self, hyperparameters, params):
+        """The decoupled decay of each weight that has a learned one."""
+        mapping = zip(self.hyperparameters, hyperparameters, strict=True)
+        with keras.StatelessScope(list(mapping)):
+            return [
+                weight.regularizer.decay(param) if decays else None
+                for weight, param, decays in zip(
+                    self.weights, params, _decays(self.weights), strict=True
+                )
+            ]
+
     def _outer(self, hyperparameters, params, batch, carry):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._scope(hyperparameters, params, carry):
             y_pred = self.trainer(x, training=False)
             return local_loss(self.outer_loss(y, y_pred, sample_weight))
+
+
+def _decays(weights):
+    """Whether each of the weights has a learned weight decay."""
+    return [getattr(weight.regularizer, "decays", False) for weight in weights]
 
 
 def _computes_in_float16(model):

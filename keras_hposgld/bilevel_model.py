@@ -12,7 +12,6 @@ from typing import Any
 import keras
 
 from keras_hposgld import adapter
-from keras_hposgld import distribute
 from keras_hposgld import export
 from keras_hposgld import levels
 from keras_hposgld.data.kinds import input_ranks_of
@@ -23,7 +22,6 @@ from keras_hposgld.memory import MemoryEstimate
 from keras_hposgld.memory import warn_if_too_much
 from keras_hposgld.outer_level import check_known
 from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.weight_copies import WeightCopies
 
 STARTS = ("continue", "initial")
@@ -103,7 +101,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
 
     def compile(
         self,
-        optimizer: SGLD,
+        optimizer: Any,
         loss: Any = None,
         metrics: Any = None,
         hypergradient: Any = "hpo_sgld",
@@ -118,7 +116,9 @@ class BilevelModel(LearnedHyperparameters, Learner):
         """Configures both levels.
 
         Args:
-            optimizer: `SGLD`, the sampler of the inner chain.
+            optimizer: The sampler of the inner chain: `SGLD`, `PSGLD`, or a
+                Keras optimizer of a kind that `samplers.from_optimizer`
+                serves, such as `"adam"`.
             loss: The inner loss, as in Keras.
             metrics: As in Keras; they follow the inner steps in `fit`.
             hypergradient: An estimator or its alias. Defaults to
@@ -144,12 +144,13 @@ class BilevelModel(LearnedHyperparameters, Learner):
                 Keras.
 
         Raises:
-            TypeError: If `optimizer` is no `SGLD`.
-            ValueError: If an argument is unknown or out of range, if a built
-                model has no hyperparameters, or if the learning rate is too
-                large for the bound of the strengths.
+            TypeError: If `optimizer` is not a sampler.
+            ValueError: If an argument is unknown or out of range, if
+                `optimizer` is of a kind that is not served, if a built model
+                has no hyperparameters, or if the learning rate is too large
+                for the bound of the strengths.
         """
-        self.check_sampler(optimizer)
+        optimizer = self.use_sampler(optimizer)
         check_known("start", start, STARTS)
         self.outer_level.configure(
             hypergradient,
@@ -169,8 +170,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
 
     def _prepare(self):
         weights = self.trainable_variables
-        distribute.check(
-            self.strategy,
+        self.placement.check(
             [
                 *self.model.variables,
                 *self.hyperparameters,
@@ -182,7 +182,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
             self.steps_per_execution,
         )
         self.outer_level.prepare(
-            weights, self.find_hyperparameters(), self.optimizer
+            weights, self.find_hyperparameters(), self.sampler
         )
         if self.start == "initial":
             self.starting_weights.build_for(weights)
@@ -245,10 +245,8 @@ class BilevelModel(LearnedHyperparameters, Learner):
             raise RuntimeError(
                 "`compile(...)` must be called before `fit(...)`."
             )
-        self.seed = distribute.agreed(self.strategy, self.seed)
-        self.optimizer.seed = distribute.agreed(
-            self.strategy, self.optimizer.seed
-        )
+        self.seed = self.placement.agreed(self.seed)
+        self.sampler.seed = self.placement.agreed(self.sampler.seed)
         inner, outer, validation_data = levels.from_fit_arguments(
             (x, y, sample_weight),
             class_weight=class_weight,
@@ -273,8 +271,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
             self._memory_estimate(),
             levels.size_of_chains([inner, outer], num_steps),
         )
-        chains = distribute.distribute_chains(
-            self.strategy,
+        chains = self.placement.chains(
             lambda: levels.chains([inner, outer], num_steps, first),
             {data.name: data.batch_size for data in (inner, outer)},
         )
@@ -328,6 +325,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
             self.hyperparameters,
             self.hyper_optimizer.variables,
             self.hypergradient,
+            self.sampler,
         )
 
     def train_step(self, data):
@@ -350,8 +348,8 @@ class BilevelModel(LearnedHyperparameters, Learner):
             problem,
             *data,
             start=start,
-            sampler=self.optimizer,
-            strategy=self.strategy,
+            sampler=self.sampler,
+            placement=self.placement,
         )
         return self.get_metrics_result()
 

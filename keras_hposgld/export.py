@@ -4,6 +4,7 @@ import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import not_owned
@@ -144,6 +145,10 @@ def _constant_regularizer(layer, penalties: list[WeightPenalty]):
         return _warn(
             layer, penalty, "Keras has none that pulls to the initial weights"
         )
+    if penalty.decays:
+        return _warn(
+            layer, penalty, "Keras has weight decay in the optimizer alone"
+        )
     weight = penalty.weight.numpy()
     constants = {}
     for power, value in penalty.strength_values().items():
@@ -224,10 +229,32 @@ def refit(learner, optimizer, x, y, **fit_arguments):
     if optimizer is None:
         sampler = learner.optimizer
         optimizer = type(sampler).from_config(sampler.get_config())
+    optimizer = keras.optimizers.get(optimizer)
+    decaying = [
+        weight
+        for weight in fresh.trainable_variables
+        if getattr(weight.regularizer, "decays", False)
+    ]
+    if decaying:
+        _decay_in(optimizer, decaying)
     fresh.compile(optimizer=optimizer, **learner.plain_compile_arguments())
     history = fresh.fit(x, y, **fit_arguments)
     copy_weights(fresh.weights, model.weights)
     return history
+
+
+def _decay_in(optimizer, weights: list) -> None:
+    """Makes an optimizer apply the learned decay of weights, as AdamW does."""
+    plain = optimizer.apply
+
+    def apply(grads, trainable_variables=None):
+        for weight in weights:  # before the step, as in Keras
+            rate = keras.ops.cast(optimizer.learning_rate, weight.dtype)
+            decay = weight.regularizer.decay(tf.convert_to_tensor(weight))
+            weight.assign(weight - decay * rate)
+        plain(grads, trainable_variables)
+
+    optimizer.apply = apply
 
 
 def _hand_over(penalty: WeightPenalty, weight: keras.Variable) -> None:

@@ -9,11 +9,12 @@ import random
 import keras
 import tensorflow as tf
 
-from keras_hposgld import distribute
+from keras_hposgld import samplers
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.outer_level import OuterLevel
-from keras_hposgld.samplers.sgld import SGLD
 from keras_hposgld.saved_learner import SavedLearner
+from keras_hposgld.training import placement
+from keras_hposgld.training.placement.on_replica import local_loss
 
 
 class Learner(SavedLearner):
@@ -25,7 +26,7 @@ class Learner(SavedLearner):
         name: String.
 
     Raises:
-        TypeError: If `model` is no `keras.Model`.
+        TypeError: If `model` is not a `keras.Model`.
     """
 
     def __init__(self, model, seed=None, name=None):
@@ -35,7 +36,7 @@ class Learner(SavedLearner):
                 "`model` must be a `keras.Model`. "
                 f"Received: model={model!r} of type {type(model).__name__}."
             )
-        self.strategy = distribute.current_strategy()
+        self.placement = placement.current()
         self.model = model
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.outer_level = OuterLevel()
@@ -48,6 +49,11 @@ class Learner(SavedLearner):
     def build(self, input_shape=None):
         if not self.model.built:
             self.model.build(input_shape)
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy | None:
+        """The strategy in whose scope the learner was made."""
+        return self.placement.strategy
 
     @property
     def hypergradient(self) -> HypergradientEstimator:
@@ -64,19 +70,24 @@ class Learner(SavedLearner):
         """The number of outer iterations so far."""
         return self.outer_level.iterations
 
-    def check_sampler(self, optimizer) -> None:
-        """Refuses an optimizer that is no sampler.
+    def use_sampler(self, optimizer) -> keras.optimizers.Optimizer:
+        """Makes a sampler of what `compile` got; returns its Keras optimizer.
 
         Raises:
-            TypeError: If it is no `SGLD`.
+            TypeError: If it is neither a sampler nor an optimizer, or a sampler
+                without Keras variables for its state.
+            ValueError: If it is an optimizer of a kind that is not served.
         """
-        if not isinstance(optimizer, SGLD):
+        self.sampler = samplers.get(optimizer, "optimizer")
+        keras_optimizer = self.sampler.keras_optimizer()
+        if keras_optimizer is None:
             raise TypeError(
-                "`optimizer` must be a `keras_hposgld.SGLD`. "
-                f"Received: optimizer={optimizer!r}. Its step is what the "
-                "hypergradient is derived from; `SGLD(learning_rate)` alone "
-                "is plain gradient descent."
+                "`optimizer` must keep its state in a Keras optimizer. "
+                f"Received: optimizer={optimizer!r}, which has none. Let it "
+                "inherit from `keras_hposgld.SGLD`, or use "
+                "`keras_hposgld.hypergradient`."
             )
+        return keras_optimizer
 
     def own_compile_arguments(self) -> dict:
         """The arguments of `compile` that Keras does not know."""
@@ -91,26 +102,26 @@ class Learner(SavedLearner):
 
     def make_train_function(self, force=False):
         """As in Keras; on several replicas the step spans them."""
-        if not distribute.is_distributed(self.strategy):
+        if self.train_function is None or force:
             super().make_train_function(force)
-        elif self.train_function is None or force:
-            self.train_function = distribute.train_function(
-                self, self.train_step
+            self.train_function = self.placement.step_function(
+                self, self.train_step, self.train_function
             )
 
     def make_test_function(self, force=False):
-        """Likewise: Keras's own cannot reduce logs across machines."""
-        if not distribute.is_distributed(self.strategy):
+        """The same: Keras's own cannot reduce logs across machines."""
+
+        def step(data):
+            self.placement.call(self.test_step, data)
+            return self.outer_level.without_training_logs(
+                self.get_metrics_result()
+            )
+
+        if self.test_function is None or force:
             super().make_test_function(force)
-        elif self.test_function is None or force:
-
-            def step(data):
-                self.strategy.run(self.test_step, args=(data,))
-                return self.outer_level.without_training_logs(
-                    self.get_metrics_result()
-                )
-
-            self.test_function = distribute.train_function(self, step)
+            self.test_function = self.placement.step_function(
+                self, step, self.test_function
+            )
 
     def _maybe_symbolic_build(self, *args, **kwargs):
         # Private to Keras, whose `fit` and `evaluate` call it to build what is
@@ -129,7 +140,7 @@ class Learner(SavedLearner):
         """As in Keras; out of training the outer loss is tracked, too."""
         if not training:
             self.outer_level.track_loss(
-                distribute.local_loss(
+                local_loss(
                     self.outer_level.loss(self)(y, y_pred, sample_weight)
                 ),
                 tf.shape(tf.nest.flatten(x)[0])[0],

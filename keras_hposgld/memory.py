@@ -7,14 +7,15 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_hposgld.estimators import HypergradientEstimator
+from keras_hposgld.samplers import Sampler
 
 
 class MemoryEstimate(NamedTuple):
     """Bytes, by what they are for.
 
     Attributes:
-        weights: The model's weights, and copies of them that are kept from
-            chain to chain.
+        weights: The model's weights, and what is kept from chain to chain:
+            copies of them, and the state of the sampler.
         hyperparameters: The unconstrained variables.
         optimizers: The state of the optimizer of the hyperparameters.
         chain: What the estimator holds at its peak.
@@ -41,6 +42,7 @@ def estimate_memory(
     hyperparameters: list,
     optimizer_variables: list,
     estimator: HypergradientEstimator,
+    sampler: Sampler,
 ) -> MemoryEstimate:
     """Adds up what is known of a run before it begins.
 
@@ -50,17 +52,22 @@ def estimate_memory(
         hyperparameters: List of variables.
         optimizer_variables: The state of their optimizer.
         estimator: `HypergradientEstimator`.
+        sampler: `Sampler`, whose state is in variables, and in the chain before
+            and after a step.
     """
+    slots = [v for part in sampler.state_variables.values() for v in part]
     weight_bytes, hyper_bytes = size_of(weights), size_of(hyperparameters)
     number = sum(
         variable.shape.num_elements() for variable in _values(hyperparameters)
     )
     per_weight, per_hyperparameter = estimator.copies_in_chain(number)
     parts = (
-        weight_bytes + size_of(copies),
+        weight_bytes + size_of(copies) + size_of(slots),
         hyper_bytes,
         size_of(optimizer_variables),
-        per_weight * weight_bytes + per_hyperparameter * hyper_bytes,
+        per_weight * weight_bytes
+        + per_hyperparameter * hyper_bytes
+        + 2 * size_of(slots),
     )
     return MemoryEstimate(*parts, sum(parts))
 

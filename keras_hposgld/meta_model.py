@@ -11,7 +11,6 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld import adapter
-from keras_hposgld import distribute
 from keras_hposgld import estimators
 from keras_hposgld import export
 from keras_hposgld.data.batches import check_element
@@ -20,12 +19,12 @@ from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.learner import Learner
 from keras_hposgld.meta_problem import MetaProblem
 from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.samplers.sgld import fold_in
-from keras_hposgld.samplers.sgld import SGLD
+from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.tasks import flat
 from keras_hposgld.tasks import mean
 from keras_hposgld.tasks import over_tasks
 from keras_hposgld.tasks import summable
+from keras_hposgld.training.placement.on_replica import local_loss
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
@@ -89,7 +88,7 @@ class MetaModel(LearnedHyperparameters, Learner):
 
     def compile(
         self,
-        optimizer: SGLD,
+        optimizer: Any,
         loss: Any = None,
         metrics: Any = None,
         hypergradient: Any = None,
@@ -104,8 +103,9 @@ class MetaModel(LearnedHyperparameters, Learner):
         """Configures both levels.
 
         Args:
-            optimizer: `SGLD`, the sampler of the chain in each task. Its steps
-                are counted from the start of a task.
+            optimizer: The sampler of the chain in each task, as in
+                `BilevelModel.compile`. In each task it begins anew, and its
+                steps are counted from there.
             loss: The inner loss, as in Keras.
             metrics: As in Keras, of the adapted model on the query examples.
             hypergradient: An estimator or its alias. Defaults to
@@ -127,10 +127,11 @@ class MetaModel(LearnedHyperparameters, Learner):
                 `run_eagerly`, `jit_compile`, as in Keras.
 
         Raises:
-            TypeError: If `optimizer` is no `SGLD`.
-            ValueError: If an argument is unknown or out of range.
+            TypeError: If `optimizer` is not a sampler.
+            ValueError: If an argument is unknown or out of range, or
+                `optimizer` is of a kind that is not served.
         """
-        self.check_sampler(optimizer)
+        optimizer = self.use_sampler(optimizer)
         if hypergradient is None:
             hypergradient = estimators.HPOSGLD(0, 5, curvature="telescoped")
         self.outer_level.configure(
@@ -162,15 +163,14 @@ class MetaModel(LearnedHyperparameters, Learner):
     def _prepare(self):
         weights = self.trainable_variables
         # Replicas meet once an iteration, so that any estimator will do.
-        distribute.check(
-            self.strategy,
+        self.placement.check(
             [*self.model.variables, *self.hyperparameters],
             None,
             self.jit_compile,
             self.steps_per_execution,
         )
         self.outer_level.prepare(
-            weights, self.find_hyperparameters(), self.optimizer, weights
+            weights, self.find_hyperparameters(), self.sampler, weights
         )
         self.track_for_checkpoints()
 
@@ -273,11 +273,11 @@ class MetaModel(LearnedHyperparameters, Learner):
 
     def _chain(self, problem, number):
         """The chain in task `number` of the meta-batch."""
-        iteration = fold_in(self.optimizer.chain_seed, self.outer_iterations)
+        iteration = fold_in(self.sampler.chain_seed, self.outer_iterations)
         return estimators.Chain(
             problem,
             adapter.tensors(self.hyperparameters),
-            self.optimizer,
+            self.sampler,
             first_step=0,
             seed=fold_in(iteration, number),
             names=tuple(v.path for v in self.hyperparameters),
@@ -285,9 +285,7 @@ class MetaModel(LearnedHyperparameters, Learner):
 
     def train_step(self, tasks):
         """One outer iteration, on a meta-batch."""
-        number, sums = distribute.sum_over_replicas(
-            self.strategy, self._estimate_tasks, tasks
-        )
+        number, sums = self.placement.sum(self._estimate_tasks, tasks)
         inner_loss, outer_loss, hypergradient, layer_state = mean(sums, number)
 
         def keep_layer_state():
@@ -298,12 +296,12 @@ class MetaModel(LearnedHyperparameters, Learner):
         self.outer_level.learn(
             self.hyperparameters,
             hypergradient,
+            placement=self.placement,
             causes=[
                 ("the inner objective", inner_loss),
                 ("the outer objective", outer_loss),
             ],
             also=keep_layer_state,
-            strategy=self.strategy,
         )
         self.outer_level.track_loss(outer_loss)
         adapter.loss_metric(self).update_state(inner_loss)
@@ -370,7 +368,10 @@ class MetaModel(LearnedHyperparameters, Learner):
                 support, number, self.adaptation_steps
             )
             return (), problem.predict(
-                chain.hyperparameters, state.params, x, state.carry
+                chain.hyperparameters,
+                state.position.params,
+                x,
+                state.position.carry,
             )
 
         spec = self._prediction_spec(tasks[1])
@@ -391,7 +392,7 @@ class MetaModel(LearnedHyperparameters, Learner):
         x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
         loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
         adapter.loss_metric(self).update_state(
-            distribute.local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
+            local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
         )
         logs = self.compute_metrics(x, y, y_pred, sample_weight)
         return self.outer_level.without_training_logs(logs)
@@ -441,7 +442,7 @@ class MetaModel(LearnedHyperparameters, Learner):
         state = self._adapt_function(support, tf.constant(num_steps))
         model = export.export_model(self.model)
         for weight, value in zip(
-            model.trainable_variables, state.params, strict=True
+            model.trainable_variables, state.position.params, strict=True
         ):
             weight.assign(value)
         return model

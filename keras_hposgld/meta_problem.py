@@ -57,6 +57,9 @@ class MetaProblem(KerasProblem):
             loss += 0.5 * self.proximal * tf.add_n(distances)
         return loss, carry
 
+    def _decay(self, hyperparameters, params):
+        return super()._decay(hyperparameters[len(self.weights) :], params)
+
     def _outer(self, hyperparameters, params, batch, carry):
         owned = hyperparameters[len(self.weights) :]
         return super()._outer(owned, params, self.query, carry)

@@ -12,16 +12,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_hposgld import distribute
 from keras_hposgld import estimators
 from keras_hposgld.adapter import KerasProblem
 from keras_hposgld.adapter import LAYER_STATES
 from keras_hposgld.adapter import loss_function
 from keras_hposgld.adapter import tensors
 from keras_hposgld.adapter import unregularized_loss
+from keras_hposgld.core.checks import check_known
 from keras_hposgld.hyperparameters.hyperparameter import variables_of
 from keras_hposgld.safeguards import UpdateGuard
-from keras_hposgld.samplers.sgld import SGLD
+from keras_hposgld.samplers import Sampler
+from keras_hposgld.training.placement import Placement
 from keras_hposgld.weight_copies import WeightCopies
 
 
@@ -96,7 +97,7 @@ class OuterLevel(keras.layers.Layer):
         self,
         weights: list,
         owners: list,
-        sampler: SGLD,
+        sampler: Sampler,
         initial_weights: tuple | list = (),
     ) -> None:
         """Checks the hyperparameters and builds what depends on them.
@@ -104,7 +105,7 @@ class OuterLevel(keras.layers.Layer):
         Args:
             weights: The trainable variables of the model.
             owners: The objects that own its hyperparameters.
-            sampler: `SGLD`, built or not.
+            sampler: `Sampler`, whose optimizer is built or not.
             initial_weights: Variables that are hyperparameters as well.
 
         Raises:
@@ -128,17 +129,19 @@ class OuterLevel(keras.layers.Layer):
                 f"outer_loss=None and loss={learned[0]!r}. Pass what you "
                 "would report, such as a cross-entropy."
             )
-        learning_rate = sampler.learning_rate_at(sampler.iterations, "float64")
+        optimizer = sampler.keras_optimizer()
+        rate = float(sampler.learning_rate_at(optimizer.iterations, "float64"))
         for owner in owners:
-            owner.check_learning_rate(float(learning_rate))
-        if not sampler.built:
-            sampler.build(weights)
+            owner.check_learning_rate(rate, sampler.largest_curvature_scale())
+        if not optimizer.built:
+            optimizer.build(weights)
         if not self.hyper_optimizer.built:
             self.hyper_optimizer.build(
                 [*initial_weights, *variables_of(owners)]
             )
         if self.estimator.remembers:
-            self.memory.build_for(weights)
+            number = self.estimator.num_remembered(sampler.momentum)
+            self.memory.build_for(list(weights) * number)
 
     def run(
         self,
@@ -147,9 +150,9 @@ class OuterLevel(keras.layers.Layer):
         outer_batches: Any,
         *,
         start: list,
-        sampler: SGLD,
+        sampler: Sampler,
+        placement: Placement,
         moves: bool = True,
-        strategy: Any = None,
     ) -> tf.Tensor:
         """Runs a chain and takes one step with the hyperparameters.
 
@@ -159,31 +162,40 @@ class OuterLevel(keras.layers.Layer):
         Args:
             problem: `KerasProblem`, whose variables are updated.
             inner_batches: Structure of tensors, stacked inner batches.
-            outer_batches: Likewise.
-            start: List of variables, the weights where the chain starts.
-            sampler: `SGLD`.
+            outer_batches: Structure of tensors, stacked outer batches.
+            start: List of variables, the weights where the chain starts. If
+                they are not those of the problem, or stay as they are, the
+                sampler begins anew.
+            sampler: `Sampler`.
+            placement: `OneReplica` or `Replicas`: where the chain runs.
             moves: Whether weights and layer state become those at the end of
                 the chain.
-            strategy: `tf.distribute.Strategy`, or `None`.
 
         Returns:
             1 if the update was skipped, else 0.
         """
 
+        iterations = sampler.keras_optimizer().iterations
+        slots = sampler.state_variables
+        is_new = not moves or start is not problem.weights
+
         def make_chain(average):
+            state = {name: tensors(values) for name, values in slots.items()}
+            if is_new:
+                state = sampler.renew(state, tensors(start))
             return estimators.Chain(
                 problem,
                 tensors(problem.hyperparameters),
                 sampler,
-                first_step=tf.cast(sampler.iterations.value, tf.int32),
+                first_step=sampler.first_step(is_new),
+                sampler_state=state,
                 seed=sampler.chain_seed,
                 memory=tensors(self._memory),
                 names=tuple(v.path for v in problem.hyperparameters),
                 average=average,
             )
 
-        estimate = distribute.run_chain(
-            strategy,
+        estimate = placement.run_chain(
             self.estimator,
             make_chain,
             lambda: tensors(start),
@@ -192,32 +204,37 @@ class OuterLevel(keras.layers.Layer):
         )
         layer_state, metrics_state = estimate.carry
         # Before this level's own metrics, which are among them, are updated.
-        distribute.assign_shares(
-            strategy, problem.metrics_variables, metrics_state
-        )
+        placement.assign_shares(problem.metrics_variables, metrics_state)
 
         def move():
             if moves:
                 _assign(problem.weights, estimate.params)
                 _assign(problem.layer_variables, layer_state)
+            for name, variables in slots.items():
+                _assign(variables, estimate.sampler_state[name])
             _assign(self._memory, estimate.memory)
 
-        is_warm = sampler.iterations.value >= self.warmup_steps
+        is_warm = iterations.value >= self.warmup_steps
+        solved = []
+        if self.estimator.residual_name is not None:
+            solved = [(self.estimator.residual_name, estimate.residual)]
         skipped = self.learn(
             problem.hyperparameters,
             estimate.hypergradient,
+            placement=placement,
             causes=[
                 ("the inner objective", estimate.inner_loss),
                 *_named("the weight", problem.weights, estimate.params),
                 ("the outer objective", estimate.outer_loss),
+                *solved,
             ],
             also=move,
             only_if=is_warm if self.warmup_steps else None,
-            strategy=strategy,
         )
         # A graph would count also a chain for which the data have run out.
         with tf.control_dependencies([skipped]):
-            sampler.iterations.assign_add(self.estimator.num_steps)
+            iterations.assign_add(self.estimator.num_steps)
+            self._forget_if(skipped)
         self.track_loss(estimate.outer_loss)
         for observe in self.observers:
             observe(estimate)
@@ -228,30 +245,30 @@ class OuterLevel(keras.layers.Layer):
         hyperparameters: list,
         hypergradient: list,
         *,
+        placement: Placement,
         causes: list,
         also: Callable = lambda: None,
         only_if: Any = None,
-        strategy: Any = None,
     ) -> tf.Tensor:
         """One guarded step with the hyperparameters; counts the iteration.
 
         Args:
             hyperparameters: List of variables.
             hypergradient: List of tensors shaped like them.
+            placement: `OneReplica` or `Replicas`: where the variables are.
             causes: Pairs of a name and a tensor that the hypergradient rests
                 on; if one of them is not finite, nothing is assigned.
             also: Function without arguments: what else to assign.
             only_if: Boolean tensor: whether the hyperparameters move. `None`
                 (default): they do.
-            strategy: `tf.distribute.Strategy`, or `None`.
 
         Returns:
             1 if the update was skipped, else 0.
         """
 
         def step():
-            distribute.apply_gradients(
-                strategy, self.hyper_optimizer, hypergradient, hyperparameters
+            placement.apply(
+                self.hyper_optimizer, hypergradient, hyperparameters
             )
 
         def update():
@@ -277,6 +294,13 @@ class OuterLevel(keras.layers.Layer):
     def _memory(self):
         return self.memory.values if self.estimator.remembers else []
 
+    def _forget_if(self, skipped):
+        """What a chain that failed remembers may be why: begins from zero."""
+        for variable in self._memory:
+            value = tf.convert_to_tensor(variable.value)
+            keeps = tf.cast(1.0 - skipped, value.dtype)
+            variable.assign(tf.math.multiply_no_nan(value, keeps))
+
     def track_loss(self, loss, num_examples=None) -> None:
         """Counts an outer loss, of as many examples."""
         self._loss_tracker.update_state(loss, sample_weight=num_examples)
@@ -291,14 +315,6 @@ class OuterLevel(keras.layers.Layer):
         if self.outer_loss is None:
             return unregularized_loss(trainer)
         return loss_function(self.outer_loss)
-
-
-def check_known(name: str, value: Any, known: tuple) -> None:
-    """Refuses an argument that is none of the known ones."""
-    if value not in known:
-        raise ValueError(
-            f"`{name}` must be one of {known}. Received: {name}={value!r}."
-        )
 
 
 def _assign(variables, values):

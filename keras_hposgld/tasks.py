@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_hposgld import distribute
+from keras_hposgld.training.placement.on_replica import replica_number
 
 # How many tasks of a meta-batch may be computed at a time: each in flight
 # holds its own weights and activations.
@@ -26,7 +26,7 @@ def over_tasks(function: Callable, tasks: Any, zeros: Any, spec: Any) -> tuple:
         The number of tasks, the sums, and what was stacked.
     """
     number = tf.shape(tf.nest.flatten(tasks)[0])[0]
-    first = number * distribute.replica_number()
+    first = number * replica_number()
     stacks = tf.nest.map_structure(
         lambda x: tf.TensorArray(x.dtype, number, element_shape=x.shape), spec
     )

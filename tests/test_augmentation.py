@@ -521,7 +521,9 @@ def test_averaging_stops_transforming_even_after_an_error(rng):
         ({"shear": 0.0}, "`shear` must lie between"),
         ({"scale": -0.1}, "`scale` must lie between"),
         ({"translation": float("nan")}, "`translation` must lie between"),
-        ({"rotation": 1.0, "max_rotation": 0.0}, "bound of `rotation`"),
+        ({"rotation": 1.0, "max_rotation": 0.0}, "`max_rotation` must be a"),
+        ({"rotation": 1.0, "max_shear": None}, "`max_shear` must be a"),
+        ({"rotation": 1.0, "seed": -1}, "`seed` must be an integer"),
     ],
 )
 def test_ranges_out_of_bounds_are_refused(arguments, message):

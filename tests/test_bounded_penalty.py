@@ -64,6 +64,30 @@ def test_derivatives_are_the_automatic_ones(size, power, aligned, how):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("power", ["l1", "l2"])
+def test_strength_at_its_bound_keeps_its_derivative(size, run, power):
+    # The exact derivative by u, 3 sigmoid(u) sigmoid(-u), in float64. At 80
+    # it is 5e-35, near the smallest number of float32; zero is wrong.
+    unconstrained = np.repeat([-80.0, -20.0, 0.0, 17.0, 20.0, 80.0], 2)
+    deviation = np.full(12, 1.5)
+    arguments = [
+        tf.constant(x, tf.float32)
+        for x in (deviation, unconstrained, np.ones(12))
+    ]
+    *_, by_unconstrained, _, mixed = run(
+        lambda: derivatives(bounded_penalty, *arguments, power, BOUND)
+    )
+    tail = np.exp(-np.abs(unconstrained))
+    slope = BOUND * tail / (1.0 + tail) ** 2
+    penalty = np.abs(deviation) if power == "l1" else deviation**2
+    by_weight = np.sign(deviation) if power == "l1" else 2.0 * deviation
+    # 80 has an error of 80 units in the last place, as an exponent.
+    np.testing.assert_allclose(
+        by_unconstrained, 0.7 * penalty * slope, rtol=1e-5
+    )
+    np.testing.assert_allclose(mixed, 0.7 * by_weight * slope, rtol=1e-5)
+
+
 def test_what_deviation_depends_on_is_reached():
     # Tapes must see through the penalty to where its arguments come from.
     weight = tf.constant([1.5, -0.5], tf.float64)

@@ -361,6 +361,10 @@ STREAM = tf.data.Dataset.from_tensor_slices((X, Y)).batch(3)
             dict(x=X, y=Y, outer_data=(X, Y), batch_size=0),
             "`batch_size` must be at least 1",
         ),
+        (
+            dict(x=X, y=Y, outer_data=(X, Y), batch_size=2.5),
+            "`batch_size` must be an integer",
+        ),
     ],
 )
 def test_bad_data_are_refused_with_the_reason(arguments, message):

@@ -57,6 +57,57 @@ def test_unknown_reference_is_refused(rng):
         )
 
 
+@pytest.mark.parametrize("reference", ["rmd", "fmd", "finite_differences"])
+def test_single_numbers_are_hyperparameters(reference):
+    # Two of them, of rank 0. Of the Python integer `hypergradient` makes
+    # float32, in which the differences of two chains have few digits.
+    problem = hs.BilevelProblem(
+        lambda h, w, batch: (w - 1.0) ** 2 + h[0] * w**2,
+        lambda h, w, batch: (w - 0.5) ** 2 + 0.1 * tf.cast(h[1], w.dtype),
+    )
+    check = hs.diagnostics.check_hypergradient(
+        problem,
+        [tf.constant(0.5, tf.float64), 1],
+        tf.constant(0.7, tf.float64),
+        estimator=hs.estimators.RMD(num_steps=5),
+        sampler=hs.SGLD(0.05),
+        reference=reference,
+        step=1e-3,
+    )
+    assert check.cosine_similarity == pytest.approx(1.0, abs=1e-5)
+    assert check.norm_ratio == pytest.approx(1.0, rel=1e-3)
+    assert check.reference[0].shape == ()
+
+
+@pytest.mark.parametrize("reference", ["rmd", "fmd", "finite_differences"])
+def test_hypergradient_of_zero_gives_defined_numbers(reference):
+    # The chain starts where both objectives are least and stays there.
+    problem = hs.BilevelProblem(
+        lambda h, w, batch: tf.reduce_sum((1.0 + h) * w**2),
+        lambda h, w, batch: tf.reduce_sum(w**2),
+    )
+    check = hs.diagnostics.check_hypergradient(
+        problem,
+        tf.constant([0.5, 0.2], tf.float64),
+        tf.constant([0.0, 0.0], tf.float64),
+        sampler=hs.SGLD(0.05),
+        reference=reference,
+    )
+    assert check.cosine_similarity == 0.0
+    assert check.norm_ratio == 1.0
+
+
+def test_step_of_the_differences_is_checked():
+    with pytest.raises(ValueError, match="`step` must be a finite number abo"):
+        hs.diagnostics.check_hypergradient(
+            problems.Ridge(np.random.default_rng(0)).problem,
+            tf.ones([4]),
+            tf.ones([4]),
+            sampler=hs.SGLD(0.1),
+            step=0.0,
+        )
+
+
 def test_effective_sample_size_of_an_autoregression(rng):
     # An AR(1) series is worth n (1 - decay) / (1 + decay) samples.
     decay, num_samples = 0.8, 20_000

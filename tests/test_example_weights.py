@@ -161,9 +161,15 @@ def test_data_that_do_not_fit_are_refused():
     for arguments, message in (
         ((0,), "num_examples"),
         ((2.5,), "num_examples"),
+        ((None,), "num_examples"),
+        ((float("inf"),), "num_examples"),
+        ((3, None), "initial_value"),
+        ((3, "0.5"), "initial_value"),
+        ((3, [0.5, 0.5, 0.5]), "initial_value"),
+        ((3, 0.5, None), "max_value"),
         ((3, 0.0), "initial_value"),
         ((3, 1.0), "initial_value"),
-        ((3, 0.5, np.inf), "initial_value"),
+        ((3, 0.5, np.inf), "max_value"),
     ):
         with pytest.raises(ValueError, match=f"`{message}`"):
             hs.ExampleWeights(*arguments)

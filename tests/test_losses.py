@@ -327,7 +327,12 @@ def test_what_cannot_work_is_refused():
         (lambda: hs.losses.LearnableLabelSmoothing(0.5, 0.4), "initial_value"),
         (lambda: hs.losses.LearnableLabelSmoothing(0.5, 1.5), "max_value"),
         (lambda: hs.losses.LearnableClassWeights(1), "num_classes"),
+        (lambda: hs.losses.LearnableLabelSmoothing(0.5, None), "max_value"),
         (lambda: hs.losses.LearnableClassWeights(2.5), "num_classes"),
+        (lambda: hs.losses.LearnableClassWeights(None), "num_classes"),
+        (lambda: hs.losses.LearnableClassWeights(2, "1"), "initial_value"),
+        (lambda: hs.losses.LearnableClassWeights(2, [1] * 3), "initial_value"),
+        (lambda: hs.losses.LearnableClassWeights(2, [[], 1]), "initial_value"),
         (lambda: hs.losses.LearnableClassWeights(2, -1.0), "initial_value"),
         (lambda: hs.losses.LearnableClassWeights(2, [1, 10]), "initial_value"),
     ):

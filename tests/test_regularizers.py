@@ -105,6 +105,70 @@ def test_strengths_stay_within_their_bound_and_finite():
         weight.regularizer = None
 
 
+@pytest.mark.parametrize(
+    "bijector", [tfp.bijectors.Exp(), tfp.bijectors.Softplus()]
+)
+def test_strength_above_its_bound_comes_back(bijector, run):
+    owner = hs.regularizers.LearnableL2(
+        0.5, "tensor", max_value=1.0, bijector=bijector
+    )
+    penalty = owner.attach(keras.Variable(np.ones((2, 2)), dtype="float32"))
+    (variable,) = owner.hyperparameter_variables
+    variable.assign(1.5)  # a strength of 4.5, or of 1.7
+    slope = tf.exp(bijector.forward_log_det_jacobian(variable.value))
+    weight = tf.ones((2, 2))
+
+    def gradient_and_mixed():
+        with tf.GradientTape() as outer_tape:
+            outer_tape.watch(variable.value)
+            with tf.GradientTape() as tape:
+                tape.watch(weight)
+                value = penalty(weight)
+            gradient = tape.gradient(value, weight)
+        return gradient, outer_tape.gradient(gradient, variable.value)
+
+    gradient, mixed = run(gradient_and_mixed)
+    # The strength is the bound; its derivative is that of the bijector.
+    np.testing.assert_allclose(gradient, np.full((2, 2), 2.0))
+    np.testing.assert_allclose(mixed, 4 * 2.0 * slope, rtol=1e-6)
+    for _ in range(20):
+        _, mixed = run(gradient_and_mixed)
+        variable.assign_sub(0.05 * mixed)
+    assert float(owner.constrain(variable)) < 0.9
+
+
+@pytest.mark.parametrize("alias", ["hpo_sgld", "rmd", "fmd", "ift_cg"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_given_bijector_serves_every_estimator(alias, jit_compile):
+    # The same map as the default one, by a bijector of the user's own.
+    own = tfp.bijectors.Sigmoid(np.float64(0.0), np.float64(2.0))
+    sampler = hs.SGLD(0.05)
+    estimates = []
+    for bijector in (None, own):
+        owner = hs.regularizers.LearnableL2(max_value=2.0, bijector=bijector)
+
+        def inner(u, w, batch, owner=owner):
+            penalty = tf.reduce_sum(owner.constrain(u) * w**2)
+            return tf.reduce_sum((w - 1.0) ** 2) + penalty
+
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def estimate(u, inner=inner):
+            problem = hs.BilevelProblem(
+                inner, lambda u, w, batch: tf.reduce_sum((w - 0.3) ** 2)
+            )
+            return hs.hypergradient(
+                problem,
+                u,
+                tf.zeros([3], tf.float64),
+                estimator=alias,
+                sampler=sampler,
+            ).hypergradient
+
+        estimates.append(estimate(tf.constant([-1.0, 0.0, 2.0], tf.float64)))
+    assert np.all(np.abs(estimates[0]) > 1e-3)
+    np.testing.assert_allclose(estimates[1], estimates[0], rtol=1e-10)
+
+
 def test_given_bijector_maps_the_strengths_and_is_saved(rng):
     bijector = tfp.bijectors.Chain(
         [tfp.bijectors.Scale(np.float32(3.0)), tfp.bijectors.Softplus()]
@@ -300,8 +364,12 @@ def test_tensor_of_an_unseen_weight_is_refused():
         ({"initial_value": float("nan")}, "`initial_value` must lie between"),
         ({"max_value": -1.0}, "`max_value` must be a finite number above 0"),
         ({"max_value": float("inf")}, "`max_value` must be a finite number"),
+        ({"max_value": None}, "`max_value` must be a finite number"),
+        ({"initial_value": "1"}, "`initial_value` must lie between"),
+        ({"initial_value": [1.0]}, "`initial_value` must be a number"),
         ({"granularity": "row"}, "`granularity` must be one of"),
         ({"center": "last"}, "`center` must be one of"),
+        ({"center": np.zeros(2)}, "`center` must be one of"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -9,17 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import adapter
-from keras_hposgld import distribute
 from keras_hposgld import estimators
 from keras_hposgld import levels
+from keras_hposgld import samplers
 from keras_hposgld.callbacks.recent_examples import RecentExamples
 from keras_hposgld.data import kinds
 from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.hyperparameters.hyperparameter import variables_of
 from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
 from keras_hposgld.outer_level import OuterLevel
-from keras_hposgld.samplers.sgld import SGLD
+from keras_hposgld.samplers import SGLD
 from keras_hposgld.saved_learner import random_states
+from keras_hposgld.training import placement
 
 
 class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
@@ -42,7 +43,9 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
             `keras.utils.PyDataset` or a generator: what the hyperparameters
             are learned on.
         estimator: `HypergradientEstimator` or alias. Defaults to `"hpo_sgld"`.
-        sampler: `SGLD`, the step of the chain. Defaults to `SGLD(0.01)`.
+        sampler: `Sampler` or Keras optimizer, the step of the chain, as in
+            `BilevelModel.compile`. Each chain begins anew. Defaults to
+            `SGLD(0.01)`.
         hyper_optimizer: Keras optimizer of the hyperparameters. Defaults to
             `keras.optimizers.Adam(0.05)`.
         every: Integer, batches of `fit` from chain to chain. Defaults to `50`.
@@ -73,7 +76,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         seed: Integer: the order of the outer examples.
 
     Raises:
-        TypeError: If `sampler` is no `SGLD`, or if the model is a
+        TypeError: If `sampler` is not a sampler, or if the model is a
             `BilevelModel`.
         ValueError: If a number is out of range; when training begins, if the
             model has no hyperparameters or the learning rate of the sampler
@@ -107,7 +110,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         self,
         outer_data: Any,
         estimator: Any = "hpo_sgld",
-        sampler: SGLD | None = None,
+        sampler: Any = None,
         hyper_optimizer: Any = None,
         every: int = 50,
         *,
@@ -123,13 +126,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         seed: int | None = None,
     ):
         super().__init__()
-        self.sampler = SGLD(0.01) if sampler is None else sampler
-        if not isinstance(self.sampler, SGLD):
-            raise TypeError(
-                "`sampler` must be a `keras_hposgld.SGLD`: the chain's step. "
-                f"Received: sampler={sampler!r}. The optimizer that the model "
-                "is compiled with may be any."
-            )
+        self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
         self.outer_data = outer_data
         self.inner_data = inner_data
         self.every = estimators.check_count("every", every, 1)
@@ -165,30 +162,25 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
                 f"model. Received: {model!r}, which learns its "
                 "hyperparameters by itself."
             )
-        self._strategy = strategy = distribute.strategy_of(model)
-        if distribute.is_distributed(strategy) and self.inner_data is None:
-            raise ValueError(
-                "`inner_data` must be given under a strategy: each replica "
-                "sees but its share of a batch. Received: inner_data=None and "
-                f"{strategy.num_replicas_in_sync} replicas. Pass the training "
-                "data."
-            )
+        self._placement = placement.of_model(model)
+        if self.inner_data is None:
+            self._placement.check_recording()
         if self._outer is None:
             self._outer = self._level("outer_data", self.outer_data)
             if self.inner_data is not None:
                 self._inner = self._level("inner_data", self.inner_data)
                 levels.check_same_structure(self._inner, self._outer)
         owners = self.find_hyperparameters()
+        self._refuse_decay(model)
         with model.distribute_strategy.scope():
             self.outer_level.prepare(
                 model.trainable_variables, owners, self.sampler
             )
-        distribute.check(
-            strategy,
+        self._placement.check(
             [
                 *model.variables,
                 *self.outer_level.weights,
-                self.sampler.iterations,
+                self.sampler.keras_optimizer().iterations,
                 self.outer_level.hyper_optimizer.iterations,
             ],
             self.outer_level.estimator,
@@ -201,6 +193,16 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         if self._inner is None:
             model.train_step = self.recent.record(model.train_step)
             model.make_train_function(force=True)
+
+    def _refuse_decay(self, model):
+        for weight in model.trainable_variables:
+            if getattr(weight.regularizer, "decays", False):
+                raise ValueError(
+                    "`LearnableWeightDecay` cannot be learned by this "
+                    "callback: the optimizer of `fit` does not apply it. "
+                    f"Received: the weight {weight.path!r}. Use "
+                    "`keras_hposgld.BilevelModel`, or `LearnableL2`."
+                )
 
     def _level(self, name, data):
         return kinds.level_data(
@@ -234,8 +236,8 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
                 outer_batches,
                 start=problem.weights,
                 sampler=self.sampler,
+                placement=self._placement,
                 moves=False,
-                strategy=self._strategy,
             )
 
         if model.run_eagerly:
@@ -280,8 +282,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         first = int(self.outer_level.iterations.numpy())
         drawn = [self._inner, self._outer]
         drawn = [data for data in drawn if data is not None]
-        return distribute.distribute_chains(
-            self._strategy,
+        return self._placement.chains(
             lambda: levels.chains(drawn, self._num_steps, lambda: first),
             {data.name: data.batch_size for data in drawn},
         )

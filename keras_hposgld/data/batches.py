@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
+
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -66,16 +68,11 @@ def checked_batch_size(batch_size: int | None) -> int:
     """The batch size that is meant.
 
     Raises:
-        ValueError: If it is below 1.
+        ValueError: If it is not an integer, or below 1.
     """
     if batch_size is None:
         return DEFAULT_BATCH_SIZE
-    if batch_size < 1:
-        raise ValueError(
-            "`batch_size` must be at least 1. "
-            f"Received: batch_size={batch_size}."
-        )
-    return int(batch_size)
+    return check_count("batch_size", batch_size, 1)
 
 
 def check_element(name: str, element) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.estimators import check_count
+from keras_hposgld.core.checks import check_count
+from keras_hposgld.core.checks import check_seed
 
 
 def episodes(
@@ -35,11 +36,11 @@ def episodes(
         shots: Integer `>= 1`, support examples of a class. Defaults to `1`.
         queries: Integer `>= 1`, query examples of a class. Defaults to `5`.
         meta_batch_size: Integer `>= 1`, tasks of a batch. Defaults to `4`.
-        num_batches: Integer, batches until the dataset ends; `None` (default):
-            it never does.
-        seed: Integer.
-        first_batch: Integer: the number of the first batch, to go on where a
-            run was broken off.
+        num_batches: Integer `>= 0`, batches until the dataset ends; `None`
+            (default): it never does.
+        seed: Integer `>= 0`.
+        first_batch: Integer `>= 0`: the number of the first batch, to go on
+            where a run was broken off.
 
     Returns:
         `tf.data.Dataset` of `((x_support, y_support), (x_query, y_query))`, of
@@ -72,6 +73,10 @@ def episodes(
     shots = check_count("shots", shots, 1)
     queries = check_count("queries", queries, 1)
     meta_batch_size = check_count("meta_batch_size", meta_batch_size, 1)
+    if num_batches is not None:
+        num_batches = check_count("num_batches", num_batches, 0)
+    seed = check_seed("seed", seed)
+    first_batch = check_count("first_batch", first_batch, 0)
     images = tf.convert_to_tensor(images)
     labels = np.asarray(labels).reshape(-1)
     if len(labels) != images.shape[0]:

@@ -4,6 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
+from keras_hposgld.core.checks import check_number
+from keras_hposgld.core.checks import check_seed
 from keras_hposgld.hyperparameters.hyperparameter import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
@@ -90,9 +93,12 @@ class LearnableAffine(Hyperparameter, keras.layers.Layer):
         given = (rotation, translation, scale, shear)
         bounds = (max_rotation, max_translation, max_scale, max_shear)
         self.initial = dict(zip(TRANSFORMATIONS, given, strict=True))
-        self.bounds = dict(zip(TRANSFORMATIONS, bounds, strict=True))
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.bounds = {
+            what: check_number(f"max_{what}", bound, zero_allowed=False)
+            for what, bound in zip(TRANSFORMATIONS, bounds, strict=True)
+        }
+        self.seed = None if seed is None else check_seed("seed", seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.ranges = {
             what: unconstrained_variable(
                 bounded_start(what, value, self.bounds[what]), what, self.name
@@ -273,12 +279,12 @@ def average_predictions(
     print(hs.layers.average_predictions(model, np.ones((2, 8, 8, 1)), 4))
     ```
     """
+    num_samples = check_count("num_samples", num_samples, 1)
     layers = [x for x in all_layers(model) if isinstance(x, LearnableAffine)]
-    if not layers or num_samples < 1:
+    if not layers:
         raise ValueError(
             "`average_predictions` needs a model with a `LearnableAffine` "
-            "layer, and `num_samples` of at least 1. Received: "
-            f"{len(layers)} such layers, num_samples={num_samples}."
+            f"layer. Received: {model!r} with 0 such layers."
         )
     for layer in layers:
         layer.transforms_in_inference = True

@@ -1,6 +1,7 @@
 """Maps between unconstrained variables and bounded positive values."""
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_probability as tfp
 
 
@@ -15,6 +16,22 @@ def bounded(max_value: float, dtype: str) -> tfp.bijectors.Bijector:
     return tfp.bijectors.Sigmoid(
         low=np.zeros((), dtype), high=np.asarray(max_value, dtype)
     )
+
+
+def capped(values: tf.Tensor, max_value: float) -> tf.Tensor:
+    """Values cut off at `max_value`, with the gradient of values that are not.
+
+    The gradient of a plain minimum is zero above the bound: a value that got
+    there could never come back.
+    """
+
+    # The derivative refers to no tensor, so tapes outside see through it.
+    @tf.custom_gradient
+    def cap(values):
+        bound = tf.constant(max_value, values.dtype)
+        return tf.minimum(values, bound), tf.identity
+
+    return cap(values)
 
 
 def serialize(bijector: tfp.bijectors.Bijector | None) -> dict | None:

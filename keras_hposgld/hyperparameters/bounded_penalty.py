@@ -76,9 +76,12 @@ class _Parts:
 
         def by_strength(upstream, u):
             """`upstream . d strengths / du`."""
-            share = tf.sigmoid(u)
+            # sigmoid(u) sigmoid(-u), with one exponential. In float32,
+            # 1 - sigmoid(u) is 0 from u = 17 on, and a strength that is so
+            # near to its bound could not come back.
+            tail = tf.exp(-tf.abs(u))
             upstream = _summed_like(upstream, u.shape)
-            return upstream * (max_value * share * (1.0 - share))
+            return upstream * (max_value * tail / (1.0 + tail) ** 2)
 
         def part(function):
             if not compiled:

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
+from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
@@ -69,18 +71,15 @@ class ExampleWeights(Hyperparameter, keras.layers.Layer):
         name: str | None = None,
     ):
         super().__init__(name=name, trainable=False, dtype="float32")
-        if num_examples != int(num_examples) or num_examples < 1:
-            raise ValueError(
-                "`num_examples` must be an integer, at least 1. "
-                f"Received: num_examples={num_examples}."
-            )
-        self.num_examples = int(num_examples)
-        self.initial_value = float(initial_value)
-        self.max_value = float(max_value)
-        start = bounded_start(
-            "initial_value", initial_value, max_value, (self.num_examples,)
+        self.num_examples = check_count("num_examples", num_examples, 1)
+        self.max_value = check_number(
+            "max_value", max_value, zero_allowed=False
         )
-        self.table = unconstrained_variable(start, "table", self.name)
+        start = bounded_start("initial_value", initial_value, self.max_value)
+        self.initial_value = float(initial_value)
+        self.table = unconstrained_variable(
+            np.full(self.num_examples, start), "table", self.name
+        )
         self.built = True
 
     def call(self, indices):

@@ -39,8 +39,16 @@ class Hyperparameter:
         """All variables of the object that no inner step changes."""
         return self.hyperparameter_variables
 
-    def check_learning_rate(self, learning_rate: float) -> None:
-        """Refuses inner steps that the values may outgrow, if any can."""
+    def check_learning_rate(
+        self, learning_rate: float, scale: float | None = 1.0
+    ) -> None:
+        """Refuses inner steps that the values may outgrow, if any can.
+
+        Args:
+            learning_rate: Float, that of the sampler.
+            scale: Float, by how much a step of the sampler may exceed it;
+                `None` where the step adapts to the gradient.
+        """
 
 
 class WeightHyperparameter(Hyperparameter):

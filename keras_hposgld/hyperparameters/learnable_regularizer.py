@@ -11,7 +11,6 @@ identity is settled once, the first time its variable is seen: the variable's
 """
 
 import contextlib
-import math
 import uuid
 import weakref
 from typing import Any
@@ -20,8 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_known
+from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters import bijectors
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
+from keras_hposgld.hyperparameters.unconstrained import check_inside
 from keras_hposgld.hyperparameters.weight_penalty import WeightPenalty
 
 GRANULARITIES = ("parameter", "input", "output", "tensor")
@@ -32,7 +34,7 @@ _LAST_LOADED = {}
 
 
 class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
-    """A regularizer whose strengths are learned; see its three subclasses.
+    """A regularizer whose strengths are learned; see its subclasses.
 
     Args:
         initial_value: Float in `(0, max_value)`, every strength at the start.
@@ -48,7 +50,8 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
             must be able to follow it: `learning_rate * max_value < 1`.
             Defaults to `10.0`.
         bijector: Bijector of TensorFlow Probability from an unconstrained
-            variable to a positive strength, which is cut off at `max_value`.
+            variable to a positive strength, which is cut off at `max_value`
+            (its gradient is not, so that the strength can come back).
             `None` (default) takes a smooth one onto `(0, max_value)`.
         center: `None` (default) pulls the weights to zero, `"initial"` to the
             value that they had when the strengths were created: for
@@ -72,32 +75,17 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
         name: str | None = None,
     ):
         super().__init__(name=name, trainable=False)
-        if not (math.isfinite(max_value) and max_value > 0):
-            raise ValueError(
-                "`max_value` must be a finite number above 0. "
-                f"Received: max_value={max_value}."
-            )
-        if not 0 < initial_value < max_value:
-            raise ValueError(
-                "`initial_value` must lie between 0 and `max_value`, both "
-                f"excluded. Received: initial_value={initial_value}, "
-                f"max_value={max_value}."
-            )
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"`granularity` must be one of {GRANULARITIES}. "
-                f"Received: granularity={granularity!r}."
-            )
-        if center not in CENTERS:
-            raise ValueError(
-                f"`center` must be one of {CENTERS}. "
-                f"Received: center={center!r}."
-            )
-        self.initial_value = float(initial_value)
-        self.granularity = granularity
-        self.max_value = float(max_value)
+        self.max_value = check_number(
+            "max_value", max_value, zero_allowed=False
+        )
+        self.initial_value = float(
+            check_inside("initial_value", initial_value, self.max_value)
+        )
+        self.granularity = check_known(
+            "granularity", granularity, GRANULARITIES
+        )
+        self.center = check_known("center", center, CENTERS)
         self.bijector = bijector
-        self.center = center
         self.tracked = []  # variables: Keras saves and loads what is in here
         self._penalties = []
         self.is_from_file = False  # so it is known which weights it is for
@@ -162,25 +150,35 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
         variable = tf.convert_to_tensor(variable)
         if self.bijector is None:
             return self._bijector(variable.dtype.name).forward(variable)
-        return tf.minimum(
-            self.bijector.forward(variable),
-            tf.constant(self.max_value, variable.dtype),
-        )
+        # A bijector returns again what it made of the very same tensor before,
+        # from outside of the tape or of the loop in which it is asked.
+        strengths = self.bijector.forward(tf.identity(variable))
+        return bijectors.capped(strengths, self.max_value)
 
-    def check_learning_rate(self, learning_rate: float) -> None:
+    def check_learning_rate(
+        self, learning_rate: float, scale: float | None = 1.0
+    ) -> None:
         """Refuses a sampler whose step the strongest pull would overshoot.
 
+        Args:
+            learning_rate: Float, that of the sampler.
+            scale: Float, by how much a step of the sampler may exceed it.
+                `None`: the step adapts to the gradient.
+
         Raises:
-            ValueError: If `learning_rate * max_value` is 1 or above.
+            ValueError: If the step times `max_value` is 1 or above.
         """
-        if learning_rate * self.max_value >= 1.0:
+        if scale is None:
+            return
+        largest = learning_rate * scale
+        if largest * self.max_value >= 1.0:
+            exceeding = "" if scale == 1.0 else f", exceeded by {scale:.3g}"
             raise ValueError(
                 "`learning_rate * max_value` must be below 1: an explicit "
                 "step cannot follow a stronger pull, and the weights would "
-                f"diverge. Received: learning_rate={learning_rate}, "
+                f"diverge. Received: learning_rate={learning_rate}{exceeding}, "
                 f"max_value={self.max_value} (of {self.name}). Use "
-                f"max_value={0.5 / learning_rate:.3g} or a smaller "
-                "learning rate."
+                f"max_value={0.5 / largest:.3g} or a smaller learning rate."
             )
 
     @property

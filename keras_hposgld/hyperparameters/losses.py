@@ -5,6 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
+from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters.learnable_loss import LearnableLoss
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
@@ -154,15 +156,14 @@ class LearnableLabelSmoothing(LearnableLoss):
         name: str | None = None,
         reduction: str = "sum_over_batch_size",
     ):
-        if not 0 < max_value <= 1:
-            raise ValueError(
-                "`max_value` must be above 0 and at most 1, where a target "
-                f"says nothing. Received: max_value={max_value}."
-            )
+        # At 1 the targets say nothing.
+        max_value = check_number(
+            "max_value", max_value, zero_allowed=False, maximum=1
+        )
         start = bounded_start("initial_value", initial_value, max_value)
         super().__init__(start, "smoothing", from_logits, name, reduction)
         self.initial_value = float(initial_value)
-        self.max_value = float(max_value)
+        self.max_value = max_value
 
     def constrained(self) -> tf.Tensor:
         return bounded_value(self.variable, self.max_value)
@@ -222,18 +223,15 @@ class LearnableClassWeights(LearnableLoss):
         name: str | None = None,
         reduction: str = "sum_over_batch_size",
     ):
-        if num_classes != int(num_classes) or num_classes < 2:
-            raise ValueError(
-                "`num_classes` must be an integer, at least 2. "
-                f"Received: num_classes={num_classes}."
-            )
+        num_classes = check_count("num_classes", num_classes, 2)
+        max_value = check_number("max_value", max_value, zero_allowed=False)
         start = bounded_start(
-            "initial_value", initial_value, max_value, (int(num_classes),)
+            "initial_value", initial_value, max_value, (num_classes,)
         )
         super().__init__(start, "class_weights", from_logits, name, reduction)
-        self.num_classes = int(num_classes)
+        self.num_classes = num_classes
         self.initial_value = initial_value
-        self.max_value = float(max_value)
+        self.max_value = max_value
 
     def constrained(self) -> tf.Tensor:
         return bounded_value(self.variable, self.max_value)

@@ -1,7 +1,5 @@
 """Variables for numbers that are learned, and the way back from a bound."""
 
-import math
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -37,25 +35,48 @@ def bounded_start(name: str, initial_value, max_value, shape=()) -> np.ndarray:
     Args:
         name: String: what the user calls the value.
         initial_value: Float or array in `(0, max_value)`.
-        max_value: Float.
+        max_value: Float, finite and above 0.
         shape: Tuple, the shape of the result. Defaults to `()`.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: As `check_inside`.
     """
-    if not (math.isfinite(max_value) and max_value > 0):
-        raise ValueError(
-            f"The bound of `{name}` must be a finite number above 0. "
-            f"Received: {max_value}."
-        )
-    value = np.asarray(initial_value, "float64")
-    if not np.all((value > 0) & (value < max_value)):
-        raise ValueError(
-            f"`{name}` must lie between 0 and {max_value}, both excluded. "
-            f"Received: {name}={initial_value}."
-        )
+    value = check_inside(name, initial_value, max_value, shape)
     share = np.broadcast_to(value / max_value, shape)
     return np.log(share) - np.log1p(-share)
+
+
+def check_inside(name: str, value, max_value: float, shape=()) -> np.ndarray:
+    """Checks a value that lies within a bound and returns it.
+
+    Args:
+        name: String: what the user calls the value.
+        value: Float or array in `(0, max_value)`.
+        max_value: Float, finite and above 0.
+        shape: Tuple, the shape of an array. Defaults to `()`: only a number
+            will do.
+
+    Raises:
+        ValueError: If `value` is out of range, of another shape, or not a
+            number.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    is_number = array.dtype.kind in "fiu"  # no boolean, string, object
+    if not (is_number and np.all((array > 0) & (array < max_value))):
+        raise ValueError(
+            f"`{name}` must lie between 0 and {max_value}, both excluded. "
+            f"Received: {name}={value!r}."
+        )
+    if array.shape not in ((), shape):
+        rule = f"a number or an array of shape {shape}" if shape else "a number"
+        raise ValueError(
+            f"`{name}` must be {rule}. Received: {name}={value!r} of shape "
+            f"{array.shape}."
+        )
+    return array.astype("float64")
 
 
 def bounded_value(variable, max_value: float) -> tf.Tensor:

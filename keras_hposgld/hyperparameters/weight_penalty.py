@@ -13,7 +13,8 @@ class WeightPenalty:
         owner: The `LearnableRegularizer` that keeps the variables.
         path: String, the path of the weight.
         shape: Tuple, the shape of the weight.
-        strengths: Dictionary from `"l1"`, `"l2"` to unconstrained variables.
+        strengths: Dictionary from `"l1"`, `"l2"` or `"decay"` to unconstrained
+            variables.
         center: Variable that the weight is pulled to, or `None` for zero.
         weight: The weight's variable, `None` until it has been seen.
     """
@@ -28,10 +29,30 @@ class WeightPenalty:
 
     def __call__(self, weight):
         weight = tf.convert_to_tensor(weight)
+        if self.decays:  # a decay adds nothing to the loss
+            return tf.zeros([], weight.dtype)
         return sum(
             self._penalty(weight, power, tf.convert_to_tensor(variable))
             for power, variable in self.strengths.items()
         )
+
+    @property
+    def decays(self) -> bool:
+        """Whether this is a decoupled weight decay, and no penalty."""
+        return "decay" in self.strengths
+
+    def decay(self, weight) -> tf.Tensor:
+        """What a step takes of the weight, over the learning rate."""
+        unconstrained = tf.convert_to_tensor(self.strengths["decay"])
+        deviation = tf.cast(weight, unconstrained.dtype)
+        if self.center is not None:
+            deviation -= tf.convert_to_tensor(self.center)
+        if self.owner.bijector is None:
+            rate = self.owner.max_value * tf.sigmoid(unconstrained)
+        else:
+            rate = self.owner.constrain(unconstrained)
+        rate = tf.reshape(rate, self.owner.aligned(self.shape))
+        return tf.cast(rate * deviation, weight.dtype)
 
     def _penalty(self, weight, power, unconstrained):
         deviation = tf.cast(weight, unconstrained.dtype)

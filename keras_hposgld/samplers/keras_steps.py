@@ -102,8 +102,16 @@ class KerasSteps(Sampler):
             name for name in form.slots(optimizer) if name not in VELOCITIES
         ) + (("_u_product",) if self._counts_momentum else ())
 
+    def keras_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer whose steps these are."""
+        return self.optimizer
+
     def __repr__(self):
         return f"from_optimizer({type(self.optimizer).__name__})"
+
+    def first_step(self, is_new: bool) -> Any:
+        """Corrections for the start begin anew with the slots."""
+        return 0 if is_new else super().first_step(is_new)
 
     @property
     def momentum(self) -> float:

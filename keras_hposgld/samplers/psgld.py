@@ -120,6 +120,10 @@ class PSGLD(SGLD):
             "preconditioner": [s / tf.cast(mean, s.dtype) for s in scales]
         }
 
+    def renew(self, state: dict, params: list) -> dict:
+        """As at first, but for the gradients of the past chains."""
+        return self.init(params) | {"squares": state["squares"]}
+
     def force_scale(self, vector: list, state: dict, index: Any) -> list:
         """The learning rate times the preconditioner times a vector."""
         return [

@@ -62,7 +62,7 @@ def get(identifier: Any, name: str = "sampler") -> Sampler:
 
 def serialize(sampler: Sampler) -> dict:
     """Returns a JSON-able dictionary from which `deserialize` rebuilds."""
-    wrapped = sampler.optimizer
+    wrapped = sampler.keras_optimizer()
     return keras.saving.serialize_keras_object(
         sampler if wrapped is None else wrapped
     )

@@ -29,6 +29,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_hposgld.samplers.noise import seed_from
+
 
 class Sampler(abc.ABC):
     """The step of an inner chain, as pure functions of tensors.
@@ -43,8 +45,6 @@ class Sampler(abc.ABC):
         seed: Integer, from which the noise is made.
         scale_slots: Tuple of strings: which entries of the state the scales
             depend on and a step changes. `None` (default): all.
-        optimizer: `keras.optimizers.Optimizer` whose variables hold the state
-            of the sampler in a Keras model, and which counts its steps.
 
     Example:
 
@@ -81,7 +81,6 @@ class Sampler(abc.ABC):
     law_temperature: float | None = None
     seed: int = 0
     scale_slots: tuple[str, ...] | None = None
-    optimizer: Any = None
 
     @abc.abstractmethod
     def init(self, params: list) -> dict[str, list]:
@@ -140,13 +139,39 @@ class Sampler(abc.ABC):
         return None
 
     def restart(self, state: dict) -> dict:
-        """The state in which a chain starts, from that of the chain before."""
+        """The state in which a chain resumes the one before it."""
         return state
+
+    def renew(self, state: dict, params: list) -> dict:
+        """The state of a chain that does not start where the last one ended.
+
+        Args:
+            state: That of the chain before.
+            params: List of tensors, where the chain starts.
+        """
+        return self.init(params)
 
     @property
     def chain_seed(self) -> tf.Tensor:
         """The seed of this sampler's chain, an integer tensor `(2,)`."""
-        return tf.zeros([2], tf.int32)
+        return seed_from(self.seed)
+
+    def first_step(self, is_new: bool) -> Any:
+        """How many steps a chain counts as taken, from the optimizer.
+
+        Args:
+            is_new: Whether the chain starts anew, see `renew`.
+        """
+        return tf.convert_to_tensor(self.keras_optimizer().iterations.value)
+
+    # A method: Keras's saving would follow an attribute around in a circle.
+    def keras_optimizer(self) -> keras.optimizers.Optimizer | None:
+        """The optimizer whose variables hold the state in a Keras model.
+
+        It also counts the steps. `None`: the sampler serves
+        `keras_hposgld.hypergradient` alone.
+        """
+        return self if isinstance(self, keras.optimizers.Optimizer) else None
 
     @property
     def state_variables(self) -> dict[str, list]:

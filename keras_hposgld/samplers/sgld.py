@@ -35,7 +35,6 @@ from keras_hposgld.core.checks import check_seed
 from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.samplers.noise import NOISES
 from keras_hposgld.samplers.noise import plus_noise
-from keras_hposgld.samplers.noise import seed_from
 from keras_hposgld.samplers.registry import register
 from keras_hposgld.samplers.sampler import clip_as
 from keras_hposgld.samplers.sampler import rate_of
@@ -228,19 +227,9 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         return clip_as(self, gradient)
 
     @property
-    def optimizer(self) -> keras.optimizers.Optimizer:
-        """The sampler itself, which is a Keras optimizer."""
-        return self
-
-    @property
     def state_variables(self) -> dict[str, list]:
         """The slots of the optimizer, once it is built."""
         return {name: list(slots) for name, slots in self._slots.items()}
-
-    @property
-    def chain_seed(self) -> tf.Tensor:
-        """The seed of this sampler's chain, an integer tensor `(2,)`."""
-        return seed_from(self.seed)
 
     # What Keras calls.
 

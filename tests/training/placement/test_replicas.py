@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld import distribute
+from keras_hposgld.training.placement import placement_of
+from keras_hposgld.training.placement.replicas import Replicas
 
 
 def make_data(n=64, seed=0):
@@ -230,14 +231,11 @@ def test_chain_inside_of_replicas_gives_the_same(monkeypatch):
     # on one device, where any can.
     expected = make_learner("adjoint_sgld")
     fit(expected)
-    learner = make_learner(
-        "adjoint_sgld", strategy=tf.distribute.OneDeviceStrategy("/cpu:0")
-    )
-    monkeypatch.setattr(distribute, "averages_in_loops", lambda strategy: True)
-    monkeypatch.setattr(
-        distribute, "is_distributed", lambda strategy: strategy is not None
-    )
-    monkeypatch.setattr(distribute, "check", lambda *arguments: None)
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    learner = make_learner("adjoint_sgld", strategy=strategy)
+    learner.placement = Replicas(strategy)
+    learner.placement.averages_in_loops = True
+    monkeypatch.setattr(Replicas, "check", lambda *arguments: None)
     fit(learner)
     assert_close(learner, expected)
 
@@ -353,9 +351,7 @@ def test_distributed_pieces_agree_on_a_closed_form(mirrored):
         optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
         variable = keras.Variable(np.zeros(2, "float32"))
         optimizer.build([variable])
-    distribute.apply_gradients(
-        mirrored, optimizer, [tf.constant([3.0, 4.0])], [variable]
-    )
+    Replicas(mirrored).apply(optimizer, [tf.constant([3.0, 4.0])], [variable])
     np.testing.assert_allclose(variable.numpy(), [-0.6, -0.8], rtol=1e-6)
 
 
@@ -445,8 +441,7 @@ def test_mixed_derivative_may_depend_on_the_data(mirrored, estimator):
         )
 
     def run(strategy, batches):
-        estimate = distribute.run_chain(
-            strategy,
+        estimate = placement_of(strategy).run_chain(
             estimator,
             make_chain,
             lambda: [tf.ones(3, tf.float64)],

@@ -1,0 +1,1 @@
+"""What trains a Keras model: the parts behind the public models. Private."""
