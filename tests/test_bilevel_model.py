@@ -657,7 +657,7 @@ def test_early_stopping_restores_the_best_outer_loss():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"optimizer": "sgd"}, TypeError, "`optimizer` must be a `keras_hpos"),
+        ({"optimizer": 3}, TypeError, "`optimizer` must be a `keras_hpos"),
         ({"start": "random"}, ValueError, "`start` must be one of"),
         ({"layer_state": "ignored"}, ValueError, "`layer_state` must be one"),
         ({"hypergradient": "hposgld"}, ValueError, "Unknown estimator"),

@@ -48,7 +48,8 @@ class FMD(HypergradientEstimator):
 
     Raises:
         ValueError: If a number is out of range, or if there are more
-            hyperparameters than `max_hyperparameters`.
+            hyperparameters than `max_hyperparameters`, or if layers of the
+            model average over several replicas.
 
     Reference:
         Franceschi, Donini, Frasconi and Pontil, ICML 2017.
@@ -226,9 +227,22 @@ def _by_direction(hypers: list, function: Callable, like: list) -> list:
         ]
         return function(direction, row)
 
-    return tf.map_fn(
-        one,
-        tf.range(sum(sizes)),
-        fn_output_signature=[tf.TensorSpec(x.shape, x.dtype) for x in like],
-        parallel_iterations=1,
-    )
+    try:
+        return tf.map_fn(
+            one,
+            tf.range(sum(sizes)),
+            fn_output_signature=[tf.TensorSpec(x.shape, x.dtype) for x in like],
+            parallel_iterations=1,
+        )
+    except RuntimeError as error:
+        # How TensorFlow names an average within a loop of a replica.
+        if "merge_call" not in str(error):
+            raise
+        raise ValueError(
+            "`FMD` cannot serve an objective that averages over the replicas, "
+            "such as one with `BatchNormalization(synchronized=True)`: its "
+            "loop over the hyperparameters is one of each replica, and in the "
+            "middle of such a loop TensorFlow cannot average. Received: "
+            f"{tf.distribute.get_strategy().num_replicas_in_sync} replicas. "
+            'Use "rmd", which returns the same, or `synchronized=False`.'
+        ) from error

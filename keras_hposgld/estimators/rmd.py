@@ -80,6 +80,8 @@ class RMD(HypergradientEstimator):
     ```
     """
 
+    serves_replicas = True
+
     def __init__(self, truncation: int | None = None, num_steps: int = 20):
         self.num_steps = check_count("num_steps", num_steps, 1)
         self.truncation = truncation

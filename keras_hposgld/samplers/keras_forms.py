@@ -121,7 +121,9 @@ def _rmsprop_force(s):
     square = s.of["_velocities"]
     if s.optimizer.centered:
         square = square - tf.square(s.of["_average_gradients"])
-    return s.rate / tf.sqrt(square + s.constant("epsilon"))
+    # Not by the root that the step takes: TensorFlow would share it, and then
+    # compute the step itself by other operations than Keras does.
+    return s.rate * tf.math.rsqrt(square + s.constant("epsilon"))
 
 
 def _beta_1(optimizer):

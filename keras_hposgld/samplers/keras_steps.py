@@ -246,10 +246,9 @@ class KerasSteps(Sampler):
             return state
         (product,) = state["_u_product"]
         number = tf.cast(iterations + 1, product.dtype)
-        momentum = self.optimizer.beta_1 * (
-            1.0 - 0.5 * keras.ops.power(0.96, number)
-        )
-        return state | {"_u_product": [product * momentum]}
+        product = product * self.optimizer.beta_1  # in Keras's order
+        product = product * (1.0 - 0.5 * keras.ops.power(0.96, number))
+        return state | {"_u_product": [product]}
 
     def _average(self, average, param, iterations):
         """The moving average of a weight, which starts at the first value."""

@@ -46,9 +46,9 @@ def check_estimator(
     if num_replicas > 1 and not estimator.serves_replicas:
         raise ValueError(
             f"`{type(estimator).__name__}` cannot run on several replicas: "
-            "it has a loop of its own, inside of which replicas cannot "
-            f"average. Received: {num_replicas} replicas. "
-            'Use "hpo_sgld", "adjoint_sgld" or "score_covariance".'
+            "its `serves_replicas` does not say that it averages what it takes "
+            f"from a batch. Received: {num_replicas} replicas. Use an "
+            'estimator of the package, such as "hpo_sgld".'
         )
 
 

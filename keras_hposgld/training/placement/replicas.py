@@ -24,7 +24,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_hposgld.core.loop import run_steps
 from keras_hposgld.estimators.driver import run_chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
@@ -32,6 +31,7 @@ from keras_hposgld.samplers.sampler import clip_as
 from keras_hposgld.training.placement import checks
 from keras_hposgld.training.placement.batch_shares import distribute_chains
 from keras_hposgld.training.placement.on_replica import mean_over_replicas
+from keras_hposgld.training.placement.replica_loop import run_steps_around
 
 
 class Replicas:
@@ -61,11 +61,7 @@ class Replicas:
         self, step: Callable, state: Any, num_steps: Any, *args: Any
     ) -> Any:
         """As in `LocalRunner`; the loop stands outside of the replicas."""
-        return run_steps(
-            lambda state, index: self.call(step, state, index, *args),
-            state,
-            num_steps,
-        )
+        return run_steps_around(self.call, step, state, num_steps, *args)
 
     def run_chain(
         self,
