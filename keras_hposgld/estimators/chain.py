@@ -17,7 +17,7 @@ from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.derivatives import value_and_gradients
 from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.core.vectors import add
-from keras_hposgld.samplers.sampler import effective_scale
+from keras_hposgld.estimators.scales import Scales
 from keras_hposgld.samplers.sampler import Sampler
 
 
@@ -48,32 +48,6 @@ class OuterGradient(NamedTuple):
     value: tf.Tensor
     direct: list
     v: list
-
-
-class Scales(NamedTuple):
-    """The diagonal maps of one step of the sampler, see `samplers.sampler`."""
-
-    sampler: Sampler
-    state: Any
-    index: Any
-
-    def force(self, vector: list) -> list:
-        """A times a vector."""
-        return self.sampler.force_scale(vector, self.state, self.index)
-
-    def velocity(self, vector: list) -> list:
-        """B times a vector."""
-        return self.sampler.velocity_scale(vector, self.state, self.index)
-
-    def direct(self, vector: list) -> list | None:
-        """E times a vector; `None` where E is zero."""
-        return self.sampler.direct_scale(vector, self.state, self.index)
-
-    def inverse(self, vector: list) -> list:
-        """A vector over what a constant force of one moves the weights by."""
-        ones = [tf.ones_like(part) for part in vector]
-        scale = effective_scale(self.sampler, ones, self.state, self.index)
-        return [a / b for a, b in zip(vector, scale, strict=True)]
 
 
 class Chain(NamedTuple):
@@ -160,6 +134,20 @@ class Chain(NamedTuple):
                 params,
                 self.problem.loss_scale,
             )
+        )
+
+    def linearize_outer(
+        self, params: list, carry: Any, batch: Any
+    ) -> LinearizedGradient:
+        """The gradient of the outer objective, as `linearize` has the inner."""
+        return linearize_gradient(
+            lambda params: (
+                self.problem.outer(self.hyperparameters, params, batch, carry),
+                None,
+            ),
+            params,
+            params,
+            self.mean,
         )
 
     def move(

@@ -8,6 +8,7 @@ nor Keras models, and all that it handles are flat lists of tensors.
 """
 
 import abc
+import inspect
 from typing import Any
 from typing import NamedTuple
 
@@ -128,9 +129,12 @@ class HypergradientEstimator(abc.ABC):
             the hyperparameters.
         """
 
-    @abc.abstractmethod
     def get_config(self) -> dict:
-        """The constructor's arguments."""
+        """The constructor's arguments, stored under their own names."""
+        arguments = inspect.signature(type(self).__init__).parameters
+        return {
+            name: getattr(self, name) for name in arguments if name != "self"
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> "HypergradientEstimator":

@@ -80,6 +80,3 @@ class FirstOrder(HypergradientEstimator):
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         return 4, 1
-
-    def get_config(self) -> dict:
-        return {"num_steps": self.num_steps}

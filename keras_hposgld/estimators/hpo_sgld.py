@@ -12,15 +12,13 @@ repeats for m = 1, ..., B + M:
                  - v_m . (dD/dlambda + dD/dtheta . D0)
     (25)  h <- h + (df/dlambda(theta^m) + g) / M, for m > B.
 
-mu, A and B are the momentum and the scales of the sampler: for the paper's SGLD
-mu is 0 and A B the learning rate alpha (the paper's epsilon / 2, once the
-temperature is out of log p). D is the decoupled decay of the weights.
+mu, A and B are those of the sampler: for the paper's SGLD mu is 0 and A B the
+learning rate alpha (the paper's epsilon / 2, once the temperature is out of
+log p). D is the decoupled decay of the weights.
 
-What a step adds to g stays in it, so it is part of every sample that is still
-to come. It is counted at once as often as that (`weights`), and no g is kept.
-As D0 is constant along the chain, what multiplies it is summed up in the space
-of theta, as `u`, and meets D0 once, at the end. Without `initial_params` D0 is
-zero, and there is no `u`.
+What a step adds to g is part of every sample to come, and counted at once as
+often as that (`weights`): no g is kept. What multiplies D0 is summed up in the
+space of theta, as `u`, and meets D0 at the end. If D0 is zero there is no `u`.
 """
 
 from typing import NamedTuple
@@ -29,7 +27,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_known
-from keras_hposgld.core.derivatives import linearize_gradient
 from keras_hposgld.core.derivatives import vector_jacobian_product
 from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import plus
@@ -46,9 +43,9 @@ CURVATURES = ("paper", "telescoped")
 
 
 class Sums(NamedTuple):
-    """What the recursion keeps beside h. Both are empty where not needed."""
+    """What the recursion keeps beside h; empty where not needed."""
 
-    y: list  # with momentum: like lambda, and like theta where there is a u
+    y: list  # with momentum: like lambda, and like theta if there is a u
     u: list  # what multiplies D0 in h
 
 
@@ -56,23 +53,19 @@ class Sums(NamedTuple):
 class HPOSGLD(SampledEstimator):
     """The paper's forward recursion over an SGLD chain.
 
-    An inner step costs a gradient of the inner objective, a gradient of the
-    outer objective and a product with the mixed second derivative, which for
-    learned regularizers is elementwise. Memory does not grow with the chain.
-
-    The recursion leaves out the decay of the inner dynamics, so over a long
-    chain the hypergradient grows with the chain's length. Where the outer
-    objective has no direct dependence on the hyperparameters (learned
-    regularizers), an adaptive optimizer of the hyperparameters absorbs that.
+    An inner step costs a gradient of either objective and a product with the
+    mixed derivative, which for learned regularizers is elementwise. The
+    recursion leaves out how the inner dynamics forget, so the hypergradient
+    grows with the chain. Where the outer objective does not depend on the
+    hyperparameters directly, an adaptive optimizer of them absorbs that.
 
     Args:
         burn_in: Integer `>= 0`, the paper's B. Defaults to `10`.
         num_samples: Integer `>= 1`, the paper's M. Defaults to `10`.
-        curvature: How the curvature of the outer objective enters where the
-            start of the chain depends on the hyperparameters. `"paper"`
-            (default): the Hessian-vector product of equation 22.
-            `"telescoped"`: the difference of gradients that it approximates,
-            `v_m - v_{m-1}`, which is cheaper and exact.
+        curvature: Where the start of the chain depends on the hyperparameters:
+            `"paper"` (default), the Hessian-vector product of equation 22, or
+            `"telescoped"`, the difference `v_m - v_{m-1}` that it approximates,
+            which is cheaper and exact.
         outer_every: Integer `>= 1`: the outer gradient is recomputed every
             `outer_every` steps, and at the first, and reused in between. That
             costs one more copy of the weights. Defaults to `1`.
@@ -80,20 +73,17 @@ class HPOSGLD(SampledEstimator):
     Raises:
         ValueError: If a number is out of range or `curvature` is unknown.
 
-    Reference:
-        Kim and Hospedales, AAAI 2025, Algorithm 1 and equations 22 to 25.
-
     Example:
 
     ```python
     import keras_hposgld as hs
 
     estimator = hs.estimators.HPOSGLD(burn_in=5, num_samples=15)
-    assert estimator.num_steps == 20
     ```
     """
 
     outer_at_end_of_step = True
+    copies = (5, 3)  # theta before and after, a gradient, v, A B v
 
     def __init__(
         self,
@@ -129,8 +119,7 @@ class HPOSGLD(SampledEstimator):
         loss = add(y, [*by_lambda, *by_theta][: len(y)])
         if (direct := scales.direct(v)) is not None:
             loss = add(loss, chain.products(step.inner, direct))
-        number = len(chain.hyperparameters)
-        u = own.u
+        number, u = len(chain.hyperparameters), own.u
         if u:
             to_come = tf.gather(self.weights(), step.index)
             u = plus_scaled(u, -to_come, loss[number:])
@@ -142,49 +131,20 @@ class HPOSGLD(SampledEstimator):
         if self.curvature == "telescoped":
             # v_0 + (v_1 - v_0) + ... + (v_m - v_{m-1}) = v_m
             return plus_scaled(u, step.index >= self.burn_in, step.outer.v)
-        old, new = step.before.params, step.after.params
-        outer = linearize_gradient(
-            lambda params: (
-                chain.problem.outer(
-                    chain.hyperparameters,
-                    params,
-                    step.outer_batch,
-                    step.inner.carry,
-                ),
-                None,
-            ),
-            old,
-            old,
-            chain.mean,
+        outer = chain.linearize_outer(
+            step.before.params, step.inner.carry, step.outer_batch
         )
-        moved = plus_scaled(new, -1.0, old)
+        moved = plus_scaled(step.after.params, -1.0, step.before.params)
         change = plus_scaled(
             chain.mean(outer.pullback(moved)), step.index == 0, outer.gradient
         )
         return plus_scaled(u, to_come, change)
 
     def conclude(self, chain: Chain, state: SampledState) -> dict:
-        """Where D0 is met."""
-        u = state.own.u
+        """Where D0 is met. The error was followed in lambda's part alone."""
+        u, start = state.own.u, chain.problem.initial_params
         if not u:
             return {}
-        start, hypers = chain.problem.initial_params, chain.hyperparameters
-        total = plus(state.h, vector_jacobian_product(start, hypers, u))
-        return {
-            "hypergradient": scaled(1.0 / self.num_samples, total),
-            # The contributions were followed in the space of lambda alone.
-            "standard_error": None,
-        }
-
-    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
-        # theta before and after, a gradient, v, A B v (and v of before); h
-        # and a product, before and after.
-        return 5 + (self.outer_every > 1), 3
-
-    def get_config(self) -> dict:
-        return {
-            "burn_in": self.burn_in,
-            "num_samples": self.num_samples,
-            "curvature": self.curvature,
-            "outer_every": self.outer_every,
-        }
+        d0_part = vector_jacobian_product(start, chain.hyperparameters, u)
+        h = scaled(1.0 / self.num_samples, plus(state.h, d0_part))
+        return {"hypergradient": h, "standard_error": None}

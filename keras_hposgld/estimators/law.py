@@ -20,7 +20,7 @@ from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import Position
-from keras_hposgld.estimators.chain import Scales
+from keras_hposgld.estimators.scales import Scales
 
 
 def law_products(
@@ -29,7 +29,7 @@ def law_products(
     position: Position,
     scales: Scales,
     vector: list,
-    hessian_product: Any = None,
+    hessian_product: list | None = None,
 ) -> tuple:
     """A vector times the mixed derivative, and the Hessian times it.
 
@@ -60,37 +60,42 @@ def law_products(
     return mixed, add(zeros_like(vector), hessian)
 
 
-def difference_product(
+def other_hessian_product(
     chain: Chain,
     inner: LinearizedGradient,
     position: Position,
     batch: Any,
     vector: list,
+    curvature: str,
 ) -> list:
-    """The Hessian times a vector, by one more gradient further along it."""
-    return difference_along(
-        lambda params: (
-            chain.linearize(
-                position._replace(params=params), batch, []
-            ).gradient
-        ),
-        position.params,
-        inner.gradient,
-        vector,
-    )
+    """The Hessian times a vector, or what stands for it, without a tape of it.
 
+    Args:
+        chain: `Chain`.
+        inner: `LinearizedGradient` at the position.
+        position: `Position`.
+        batch: The batch of the inner objective.
+        vector: List of tensors shaped like the params.
+        curvature: `"gauss_newton"`: that matrix times the vector. Else: the
+            Hessian, by one more gradient a little further along the vector.
+    """
 
-def curvature_product(
-    chain: Chain, position: Position, batch: Any, vector: list
-) -> list:
-    """The generalized Gauss-Newton matrix times a vector."""
-    return chain.mean(
-        gauss_newton_product(
-            lambda params: chain.problem.inner(
-                chain.hyperparameters, params, batch, position.carry
-            )[0],
+    def at(params):
+        return position._replace(params=params)
+
+    if curvature != "gauss_newton":
+        return difference_along(
+            lambda params: chain.linearize(at(params), batch, []).gradient,
             position.params,
+            inner.gradient,
             vector,
-            chain.problem.loss_scale,
         )
+    product = gauss_newton_product(
+        lambda params: chain.problem.inner(
+            chain.hyperparameters, params, batch, position.carry
+        )[0],
+        position.params,
+        vector,
+        chain.problem.loss_scale,
     )
+    return chain.mean(product)

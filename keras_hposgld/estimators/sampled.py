@@ -30,9 +30,9 @@ from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import OuterGradient
 from keras_hposgld.estimators.chain import Position
-from keras_hposgld.estimators.chain import Scales
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.scales import Scales
 
 
 class Step(NamedTuple):
@@ -85,12 +85,14 @@ class SampledEstimator(HypergradientEstimator):
         num_samples: Integer, M.
         outer_every: Integer: the outer gradient is renewed every so many
             steps, and reused in between.
+        copies: Pair of integers, see `copies_in_chain`.
         outer_at_end_of_step: Whether it is taken at theta^m, where a step
             ends, or at theta^{m-1}, where the inner one is. Defaults to
             `False`.
     """
 
     serves_replicas = True
+    copies: tuple[int, int]
     outer_at_end_of_step = False
     outer_every = 1
 
@@ -136,6 +138,11 @@ class SampledEstimator(HypergradientEstimator):
         return {}
 
     # The chain.
+
+    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
+        """See `HypergradientEstimator`; an older v is kept beside."""
+        weights, hyperparameters = self.copies
+        return weights + (self.outer_every > 1), hyperparameters
 
     def init(self, chain: Chain, params: list) -> SampledState:
         """The state before the first step."""

@@ -60,6 +60,8 @@ class ScoreCovariance(SampledEstimator):
     ```
     """
 
+    copies = (3, 5)
+
     def __init__(self, burn_in: int = 10, num_samples: int = 1000):
         self._set_lengths(burn_in, num_samples, fewest=2)
 
@@ -142,9 +144,3 @@ class ScoreCovariance(SampledEstimator):
                 scaled(1.0 / number, state.h), -missing, state.own.covariance
             )
         }
-
-    def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
-        return 3, 5
-
-    def get_config(self) -> dict:
-        return {"burn_in": self.burn_in, "num_samples": self.num_samples}

@@ -1,7 +1,7 @@
 """The steps of Keras's own optimizers, as samplers without noise.
 
 The step is not written again here. Keras's `update_step` computes it, called
-with tensors in place of variables (`_StandIn`), so that it equals what
+with tensors in place of variables (`keras_stand_in.py`), so that it equals what
 `optimizer.apply` does. What `apply` does around it (weight decay before, moving
 averages after, clipping first) follows the order of Keras.
 
@@ -17,6 +17,7 @@ from keras_hposgld.samplers.keras_forms import form_of
 from keras_hposgld.samplers.keras_forms import FORMS
 from keras_hposgld.samplers.keras_forms import Slots
 from keras_hposgld.samplers.keras_forms import VELOCITIES
+from keras_hposgld.samplers.keras_stand_in import StandIn
 from keras_hposgld.samplers.sampler import clip_as
 from keras_hposgld.samplers.sampler import rate_of
 from keras_hposgld.samplers.sampler import Sampler
@@ -145,7 +146,7 @@ class KerasSteps(Sampler):
                 param = param - before * tf.cast(own, param.dtype) * alpha
             if decay is not None and decay[position] is not None:
                 param = param - decay[position] * alpha
-            stand_in = _StandIn(optimizer, state, position, iterations)
+            stand_in = StandIn(optimizer, state, position, iterations)
             param = stand_in.step(gradient[position], param, rate)
             for name in self.slot_names:
                 after[name][position] = stand_in.slot(name)
@@ -255,61 +256,3 @@ class KerasSteps(Sampler):
         not_first = tf.cast(iterations != 0, param.dtype)
         momentum = not_first * self.optimizer.ema_momentum
         return momentum * average + (1 - momentum) * param
-
-
-class _StandIn:
-    """What Keras's `update_step` gets for its optimizer: slots of tensors."""
-
-    def __init__(self, optimizer, state, position, iterations):
-        self._optimizer = optimizer
-        self.iterations = iterations
-        for name, slots in state.items():
-            if name == "_u_product":
-                (self._u_product,) = slots
-            else:
-                setattr(self, name, [_Cell(slots[position])])
-
-    def __getattr__(self, name):
-        return getattr(self._optimizer, name)  # constants such as beta_1
-
-    def step(self, gradient, param, rate):
-        cell = _Cell(param)
-        type(self._optimizer).update_step(self, gradient, cell, rate)
-        return cell.tensor
-
-    def slot(self, name):
-        (cell,) = getattr(self, name)
-        return cell.tensor
-
-    def _get_variable_index(self, variable):
-        return 0
-
-    def assign(self, cell, value):
-        cell.tensor = tf.cast(value, cell.dtype)
-
-    def assign_add(self, cell, value):
-        cell.tensor = cell.tensor + tf.cast(value, cell.dtype)
-
-    def assign_sub(self, cell, value):
-        cell.tensor = cell.tensor - tf.cast(value, cell.dtype)
-
-
-class _Cell:
-    """A tensor where Keras expects a variable."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    @property
-    def dtype(self):
-        return self.tensor.dtype
-
-    @property
-    def shape(self):
-        return self.tensor.shape
-
-    def __tf_tensor__(self, dtype=None, name=None):
-        return self.tensor
-
-    def __sub__(self, other):
-        return self.tensor - other

@@ -158,9 +158,6 @@ class PSGLD(SGLD):
         ):
             self.assign(variable, value)
 
-    def _slot_initializer(self, name):
-        return "ones" if name == "preconditioner" else "zeros"
-
     def _precondition(self, force, own):
         return own["preconditioner"] * force
 

@@ -206,7 +206,7 @@ def effective_scale(sampler: Sampler, vector: list, state: dict, index) -> list:
 
 
 def rate_of(optimizer: keras.optimizers.Optimizer, index: Any) -> tf.Tensor:
-    """The learning rate of a Keras optimizer after so many steps."""
+    """The learning rate of step `index` of a Keras optimizer."""
     # Inside the scope a schedule reads `index` as the optimizer's counter.
     # A scope hides the one around it, whose values go into it therefore.
     step = tf.cast(index, optimizer.iterations.dtype)
@@ -217,6 +217,23 @@ def rate_of(optimizer: keras.optimizers.Optimizer, index: Any) -> tf.Tensor:
     ]
     with keras.StatelessScope([(optimizer.iterations, step), *given]):
         return tf.convert_to_tensor(optimizer.learning_rate)
+
+
+def exact_rate(rate: tf.Tensor, given: float | None, dtype: Any) -> tf.Tensor:
+    """A learning rate in a dtype, without the rounding of Keras.
+
+    Keras keeps it in float32, where 0.05 is 0.0500000007. A float64 chain takes
+    the number that was given for as long as Keras holds its float32 image.
+
+    Args:
+        rate: Scalar tensor, what Keras holds.
+        given: Float, what the optimizer was made with; `None` for a schedule.
+        dtype: Dtype of the result.
+    """
+    if given is None:
+        return tf.cast(rate, dtype)
+    unchanged = tf.equal(rate, tf.constant(given, rate.dtype))
+    return tf.where(unchanged, tf.constant(given, dtype), tf.cast(rate, dtype))
 
 
 def clip_as(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:

@@ -2,16 +2,14 @@
 
 Whatever samples inner weights follows these conventions:
 
-* the target density is proportional to `exp(-energy(w) / temperature)`, where
-  the energy is the inner objective (a mean over the batch plus the
-  regularization);
+* the target density is proportional to `exp(-energy(w) / temperature)`, with
+  the inner objective for the energy;
 * one step reads
   `w <- w - learning_rate * grad + sqrt(2 * learning_rate * temperature)
   * noise_scale * noise`, with `noise` of zero mean and unit variance;
 * with a momentum mu, the step is that of Keras's SGD, and the noise that its
   velocity gets has the variance `2 * (1 - mu) * learning_rate * temperature`;
-* `temperature=0` is plain (stochastic) gradient descent, bit for bit, and
-  draws no random number;
+* `temperature=0` is plain gradient descent, bit for bit, without noise;
 * the noise of a step is a function of the sampler's seed, the number of steps
   taken before and the position of the weight in its list. Nothing else enters:
   equal seeds give equal chains, on any device and under any compiler.
@@ -37,19 +35,22 @@ from keras_hposgld.samplers.noise import NOISES
 from keras_hposgld.samplers.noise import plus_noise
 from keras_hposgld.samplers.registry import register
 from keras_hposgld.samplers.sampler import clip_as
+from keras_hposgld.samplers.sampler import exact_rate
 from keras_hposgld.samplers.sampler import rate_of
 from keras_hposgld.samplers.sampler import Sampler
 
 INTEGRATORS = ("euler", "averaged")
+CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+ARGUMENTS = ("temperature", "noise_scale", "noise", "seed", *CLIPPING, "name")
+ARGUMENTS += ("momentum", "integrator")  # all but the learning rate
 
 
 @register("sgld")
 class SGLD(Sampler, keras.optimizers.Optimizer):
     """Stochastic gradient Langevin dynamics as a Keras optimizer.
 
-    It drives the inner chain of every estimator, and it trains (more exactly:
-    samples) an ordinary Keras model when passed to `model.compile`. Both take
-    the same step (see the module's text for the conventions).
+    It drives the inner chain of every estimator. By the same step it samples an
+    ordinary Keras model when passed to `model.compile`.
 
     Args:
         learning_rate: Float `> 0` or a
@@ -58,11 +59,9 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         temperature: Float `>= 0`, in the unit of the loss. Defaults to `0.0`,
             which is plain gradient descent. With a loss that is a mean over
             `n` examples, the Bayesian posterior has temperature `1 / n`.
-        noise_scale: Float `>= 0`, the paper's kappa. Defaults to `1.0`. The
-            law has the temperature `temperature * noise_scale**2`.
-        noise: `"gaussian"` (default) or `"rademacher"`: plus or minus one, a
-            weak Euler scheme, which agrees with the Gaussian one in mean and
-            variance and is cheaper.
+        noise_scale: Float `>= 0`, the paper's kappa. Defaults to `1.0`.
+        noise: `"gaussian"` (default) or `"rademacher"`: plus or minus one, of
+            the same mean and variance, and cheaper.
         seed: Integer, `0 <= seed < 2**64`. `None`, the default, draws one from
             Python's generator, which `keras.utils.set_random_seed` fixes.
         clipnorm: Float, clips each gradient to this norm.
@@ -74,7 +73,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         integrator: `"euler"` (default) takes new noise at each step.
             `"averaged"` takes the mean of this step's noise and the next one's:
             averages over the law are then right to second order in the
-            learning rate and not to first. With momentum that is BAOAB.
+            learning rate. With momentum that is BAOAB.
 
     Raises:
         ValueError: If a number is out of range or not finite; if `noise` or
@@ -82,9 +81,8 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
 
     Reference:
         Welling and Teh, ICML 2011; equations 10 and 24 of Kim and Hospedales,
-        AAAI 2025. `integrator="averaged"`: Leimkuhler and Matthews, "Rational
-        construction of stochastic numerical methods for molecular sampling",
-        Applied Mathematics Research eXpress 2013.
+        AAAI 2025. Averaged noise: Leimkuhler and Matthews, Applied Mathematics
+        Research eXpress 2013.
 
     Example:
 
@@ -116,20 +114,15 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
     ):
         if isinstance(learning_rate, numbers.Real):
             learning_rate = check_number("learning_rate", learning_rate, False)
-        for argument, value in (
-            ("clipnorm", clipnorm),
-            ("clipvalue", clipvalue),
-            ("global_clipnorm", global_clipnorm),
-        ):
+        clipping = {
+            "clipnorm": clipnorm,
+            "clipvalue": clipvalue,
+            "global_clipnorm": global_clipnorm,
+        }
+        for argument, value in clipping.items():
             if value is not None:
                 check_number(argument, value, zero_allowed=False)
-        super().__init__(
-            learning_rate=learning_rate,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            name=name,
-        )
+        super().__init__(learning_rate=learning_rate, name=name, **clipping)
         self.temperature = check_number("temperature", temperature)
         self.noise_scale = check_number("noise_scale", noise_scale)
         self.noise = check_known("noise", noise, NOISES)
@@ -143,12 +136,8 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         if seed is None:
             seed = random.randint(1, 2**31 - 1)
         self.seed = check_seed("seed", seed)
-        # Keras keeps the learning rate in float32, where 0.05 is 0.0500000007.
-        # A float64 chain takes the number that was given for as long as Keras
-        # holds its float32 image.
-        self._given_learning_rate = (
-            learning_rate if isinstance(learning_rate, float) else None
-        )
+        is_number = isinstance(learning_rate, float)
+        self._given_learning_rate = learning_rate if is_number else None
         self._slots = {}
 
     # The contract of a sampler.
@@ -162,7 +151,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
 
     @property
     def law_temperature(self) -> float | None:
-        """Temperature of the law; `None` at temperature 0."""
+        """That of the law; `None` at temperature 0."""
         return self.temperature * self.noise_scale**2 or None
 
     def init(self, params: list) -> dict[str, list]:
@@ -174,7 +163,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
 
     def step(self, params, gradient, decay, state, index, seed):
         """Moves the weights by one step, see `Sampler.step`."""
-        gradient = self.clip(gradient)
+        gradient, rates = self.clip(gradient), self._rates(params, index)
         seeds = self._seeds(seed, index)
         moved, after = [], {name: [] for name in state}
         for position, param in enumerate(params):
@@ -183,7 +172,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
                 gradient[position],
                 None if decay is None else decay[position],
                 {name: slots[position] for name, slots in state.items()},
-                self.learning_rate_at(index, param.dtype),
+                rates[param.dtype],
                 [fold_in(one, position) for one in seeds],
             )
             moved.append(param)
@@ -199,27 +188,13 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
 
     def force_scale(self, vector: list, state: dict, index: Any) -> list:
         """The learning rate times a vector."""
-        return [
-            self.learning_rate_at(index, part.dtype) * part for part in vector
-        ]
+        rates = self._rates(vector, index)
+        return [rates[part.dtype] * part for part in vector]
 
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
-        """The learning rate of an inner step, as a scalar tensor.
-
-        Args:
-            index: Integer or integer tensor: the number of steps before it.
-            dtype: Dtype of the result.
-        """
-        rate = rate_of(self, index)
-        if self._given_learning_rate is None:
-            return tf.cast(rate, dtype)
-        unchanged = tf.equal(
-            rate, tf.constant(self._given_learning_rate, rate.dtype)
-        )
-        return tf.where(
-            unchanged,
-            tf.constant(self._given_learning_rate, dtype),
-            tf.cast(rate, dtype),
+        """The learning rate of step `index`, as a scalar tensor."""
+        return exact_rate(
+            rate_of(self, index), self._given_learning_rate, dtype
         )
 
     def clip(self, gradient: list) -> list:
@@ -240,14 +215,16 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         super().build(variables)
         self._slots = {
             name: self.add_optimizer_variables(
-                variables, name, initializer=self._slot_initializer(name)
+                variables,
+                name,
+                initializer="ones" if name == "preconditioner" else "zeros",
             )
             for name in self.slot_names
         }
 
     def update_step(self, gradient, variable, learning_rate):
-        # Called by Keras for each variable, with its gradient clipped. The
-        # position comes from the method that Keras documents for subclasses.
+        # Called by Keras for each variable, with its gradient clipped. Keras
+        # documents `_get_variable_index` for subclasses.
         step = tf.convert_to_tensor(self.iterations)
         position = self._get_variable_index(variable)
         moved, own = self._move_one(
@@ -269,6 +246,13 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
             self.assign(slots[position], own[name])
 
     # The step of one weight.
+
+    def _rates(self, tensors, index):
+        """The learning rate in each dtype that occurs."""
+        return {
+            dtype: self.learning_rate_at(index, dtype)
+            for dtype in {tensor.dtype for tensor in tensors}
+        }
 
     def _seeds(self, seed, index):
         """The seeds whose noise a step averages; none without noise."""
@@ -299,11 +283,6 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         scale = self._precondition_noise(scale, own)
         return plus_noise(tensor, scale, self.noise, seeds)
 
-    # What a preconditioned sampler does otherwise.
-
-    def _slot_initializer(self, name):
-        return "zeros"
-
     def _precondition(self, force, own):
         return force
 
@@ -318,16 +297,5 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         given = self._given_learning_rate
         if given is not None and learning_rate == np.float32(given):
             learning_rate = given
-        return {
-            "learning_rate": learning_rate,
-            "temperature": self.temperature,
-            "noise_scale": self.noise_scale,
-            "noise": self.noise,
-            "seed": self.seed,
-            "clipnorm": self.clipnorm,
-            "clipvalue": self.clipvalue,
-            "global_clipnorm": self.global_clipnorm,
-            "name": self.name,
-            "momentum": self.momentum,
-            "integrator": self.integrator,
-        }
+        arguments = {name: getattr(self, name) for name in ARGUMENTS}
+        return {"learning_rate": learning_rate} | arguments
