@@ -8,7 +8,7 @@ import pytest
 
 import keras_hposgld as hs
 from keras_hposgld import memory
-from keras_hposgld.estimators.estimator import _ALIASES
+from keras_hposgld.estimators.registry import REGISTRY
 
 
 def make_learner(granularity="parameter", **arguments):
@@ -60,7 +60,8 @@ def test_fewer_strengths_take_less():
 
 def test_linear_memory_is_what_the_estimators_say():
     # Not with the chain's length, except for what keeps the path.
-    for alias, estimator in _ALIASES.items():
+    for alias in REGISTRY.aliases:
+        estimator = REGISTRY.find(alias)
         if alias in ("hpo_sgld", "adjoint_sgld", "score_covariance"):
             short, long = estimator(2, 3), estimator(200, 300)
         else:

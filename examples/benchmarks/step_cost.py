@@ -38,6 +38,7 @@ from models import SIZES  # noqa: E402
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LEARNING_RATE = 0.01
 PLAIN = "plain SGD"
+PLAIN_ADAM = "plain Adam"
 QUICK_ROWS = ("HPO-SGLD, Rademacher noise", "AdjointSGLD, outer_every=5")
 # Compiled by XLA too: XLA is slow at convolutions in loops on a CPU.
 XLA_MODEL = "mlp"
@@ -49,7 +50,7 @@ XLA_ROWS = (
 
 
 def rows(num_steps):
-    """Estimator and sampler of each row."""
+    """Estimator and sampler of each row: arguments of SGLD, or an optimizer."""
     half = num_steps // 2
     kinds = hs.estimators
     hpo = kinds.HPOSGLD(half, num_steps - half)
@@ -66,6 +67,18 @@ def rows(num_steps):
             {},
         ),
         "AdjointSGLD": (kinds.AdjointSGLD(half, num_steps - half), {}),
+        "HPO-SGLD, PSGLD, Rademacher noise": (
+            hpo,
+            hs.PSGLD(
+                LEARNING_RATE, seed=0, integrator="euler", **noisy("rademacher")
+            ),
+        ),
+        "HPO-SGLD, momentum": (hpo, {"momentum": 0.9}),
+        "HPO-SGLD, Adam": (hpo, keras.optimizers.Adam(1e-3)),
+        "AdjointSGLD, Gauss-Newton": (
+            kinds.AdjointSGLD(half, num_steps - half, curvature="gauss_newton"),
+            {},
+        ),
         "AdjointSGLD, difference": (
             kinds.AdjointSGLD(
                 half, num_steps - half, hessian_product="difference"
@@ -95,13 +108,13 @@ def steady(x, y, *leading):
     return tf.data.Dataset.from_tensors(tuple(tensors)).repeat()
 
 
-def plain_call(name, x, y, num_steps, quick, jit_compile=False):
+def plain_call(name, x, y, num_steps, quick, jit_compile=False, optimizer=None):
     """A function that takes `num_steps` plain Keras steps in one graph."""
     model = make_model(
         name, x.shape[1:], lambda: keras.regularizers.L2(1e-4), quick
     )
     model.compile(
-        keras.optimizers.SGD(LEARNING_RATE),
+        optimizer or keras.optimizers.SGD(LEARNING_RATE),
         loss=LOSS,
         steps_per_execution=num_steps,
         jit_compile=jit_compile,
@@ -145,8 +158,10 @@ def make_learner(name, x, estimator, sampler, quick, **other):
     learner = hs.BilevelModel(
         model, seed=0, example_weights=other.get("example_weights")
     )
+    if isinstance(sampler, dict):
+        sampler = hs.SGLD(LEARNING_RATE, seed=0, **sampler)
     learner.compile(
-        hs.SGLD(LEARNING_RATE, seed=0, **sampler),
+        sampler,
         loss=other.get("loss", LOSS),
         outer_loss=LOSS,
         hypergradient=estimator,
@@ -185,6 +200,11 @@ def measure(name, options):
                 *(name, x, estimator, sampler, options.quick), jit_compile=True
             )
             calls[f"{row}, XLA"] = learner_call(learner, x, y, steps)
+    if not options.quick:
+        calls[PLAIN_ADAM] = plain_call(
+            *(name, x, y, steps, options.quick),
+            optimizer=keras.optimizers.Adam(1e-3),
+        )
     if name == XLA_MODEL:
         calls["plain SGD, XLA"] = plain_call(
             *(name, x, y, steps, options.quick), jit_compile=True

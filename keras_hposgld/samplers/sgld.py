@@ -11,8 +11,8 @@ Whatever samples inner weights follows these conventions:
   velocity gets has the variance `2 * (1 - mu) * learning_rate * temperature`;
 * `temperature=0` is plain gradient descent, bit for bit, without noise;
 * the noise of a step is a function of the sampler's seed, the number of steps
-  taken before and the position of the weight in its list. Nothing else enters:
-  equal seeds give equal chains, on any device and under any compiler.
+  taken before and the position of the weight in its list: equal seeds give
+  equal chains, on any device and under any compiler.
 
 The paper's `epsilon` (equations 10 and 24) is `2 * learning_rate *
 temperature`, and its `kappa` is `noise_scale`. At a kappa other than 1 the law
@@ -133,9 +133,8 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
                 f"Received: momentum={momentum}. Use 0.9, for example."
             )
         self.integrator = check_known("integrator", integrator, INTEGRATORS)
-        if seed is None:
-            seed = random.randint(1, 2**31 - 1)
-        self.seed = check_seed("seed", seed)
+        drawn = random.randint(1, 2**31 - 1) if seed is None else seed
+        self.seed = check_seed("seed", drawn)
         is_number = isinstance(learning_rate, float)
         self._given_learning_rate = learning_rate if is_number else None
         self._slots = {}

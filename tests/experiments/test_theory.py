@@ -4,9 +4,12 @@ import importlib
 import pathlib
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+import keras_hposgld as hs
 
 pytest.importorskip("matplotlib", reason="the experiments need matplotlib")
 integrate = pytest.importorskip(
@@ -187,6 +190,45 @@ def test_moments_of_the_ridge_law(load):
     )
     outer = problem.outer(tf.constant(logs), weights, None)
     np.testing.assert_allclose(problem.value(logs, 0.0), [outer], rtol=1e-12)
+
+
+def test_bilevel_solutions(load):
+    problems = load("exact_problems")
+    # The paper finds 0.7487 by a line search; examples/synthetic_1d.py 0.7489.
+    solution = problems.solve(problems.Synthetic())
+    np.testing.assert_allclose(solution, [[0.7489]], atol=5e-5)
+    ridge = problems.Ridge()
+    solution = problems.solve(ridge)
+    left = load("outer_descent").inside(
+        ridge, solution, ridge.gradient(solution, 0.0)
+    )
+    np.testing.assert_allclose(left, 0.0, atol=1e-5)
+
+
+def test_chains_resume(load):
+    # At temperature 0 one step a chain is enough for the exact gradient, if
+    # the weights and AdjointSGLD's adjoint go on from chain to chain.
+    problem = load("exact_problems").Synthetic()
+    chain = load("outer_descent").compile_chain(
+        problem, hs.estimators.AdjointSGLD(0, 1), 0.1, temperature=0.0
+    )
+    strength, state = problem.start(2)
+    for seed in range(200):
+        slope, state = chain(strength, state, seed)
+    np.testing.assert_allclose(
+        slope, problem.gradient(strength, 0.0), rtol=1e-9
+    )
+
+
+def test_adam_takes_the_steps_of_keras(load):
+    adam = load("outer_descent").Adam(0.1)
+    keras_adam = keras.optimizers.Adam(0.1)
+    variable, moved = tf.Variable([0.0, 0.0]), np.zeros(2)
+    for gradient in ([1.0, -3.0], [0.5, 2.0], [-4.0, 0.1]):
+        keras_adam.apply([tf.constant(gradient)], [variable])
+        moved = moved - adam(np.array(gradient))
+    # Keras's float32 knows 1 - 0.999 to 6e-5 of itself.
+    np.testing.assert_allclose(variable.numpy(), moved, rtol=1e-4)
 
 
 def test_a_page_without_the_table_is_refused(load, tmp_path):
