@@ -68,7 +68,6 @@ class Method:
     def _run(self, eta, seed):
         steps = self.estimator.num_steps
         half = tf.constant(START, tf.float64)
-        problem = hs.BilevelProblem(inner, outer).on_lists(half, half)
         memory = [tf.zeros_like(half)] if self.estimator.remembers else []
         tail = max(1, self.num_outer // 10)
 
@@ -82,22 +81,20 @@ class Method:
                     NOISE,
                     dtype=tf.float64,
                 )
-            chain = hs.estimators.Chain(
-                problem,
-                [strength],
-                self.sampler,
-                first_step=k * steps,
+            estimate = hs.hypergradient(
+                PROBLEM,
+                strength,
+                estimator=self.estimator,
+                sampler=self.sampler,
+                inner_batches=batches,
                 seed=tf.stack([seed, 7]),
-                memory=memory,
+                previous=going_on(theta, memory, k * steps),
             )
-            estimate = hs.estimators.run_chain(
-                self.estimator, chain, [theta], inner_batches=batches
-            )
-            (theta,), (slope,) = estimate.params, estimate.hypergradient
-            strength = tf.clip_by_value(strength - eta * slope, 0.0, 1.0)
+            strength = strength - eta * estimate.hypergradient
+            strength = tf.clip_by_value(strength, 0.0, 1.0)
             late = tf.cast(k >= self.num_outer - tail, tf.float64) / tail
-            mean += late * tf.stack([strength, theta])
-            return k + 1, strength, theta, list(estimate.memory), mean
+            mean += late * tf.stack([strength, estimate.params])
+            return k + 1, strength, estimate.params, [*estimate.memory], mean
 
         *_, mean = tf.while_loop(
             lambda k, *_: k < self.num_outer,
@@ -106,6 +103,22 @@ class Method:
             maximum_iterations=self.num_outer,
         )
         return mean
+
+
+def going_on(theta, memory, num_steps):
+    """What a chain needs of the one before it, within a `tf.while_loop`.
+
+    A loop of TensorFlow carries no `None`, and so no `Estimate` as it is.
+    """
+    return hs.Estimate(
+        None,
+        theta,
+        None,
+        None,
+        memory=memory,
+        sampler_state={},
+        num_steps=num_steps,
+    )
 
 
 def inner(strength, theta, batch):
@@ -117,6 +130,9 @@ def inner(strength, theta, batch):
 def outer(strength, theta, batch):
     """The outer objective."""
     return (strength - theta) ** 2 + (theta - 0.5) ** 2
+
+
+PROBLEM = hs.BilevelProblem(inner, outer)
 
 
 def search(method, alphas, seeds=(0,)):
@@ -279,27 +295,27 @@ def make_approximation(alpha, num_steps):
     Returns rows of m, the exact product v_m dtheta^{m-1}/dlambda, what stands
     for it (g_{m-1}), and the relative error of the running hypergradient.
     """
-    strength, theta = tf.constant(0.7, tf.float64), START
-    estimator = hs.estimators.HPOSGLD(0, num_steps)
-    chain = hs.estimators.Chain(
-        hs.BilevelProblem(inner, outer).on_lists(strength, strength),
-        [strength],
-        hs.SGLD(alpha),
-        first_step=0,
-        seed=tf.constant([0, 0]),
-    )
-    state = estimator.init(chain, [tf.constant(START, tf.float64)])
+    strength, theta, estimate = 0.7, START, None
+    # Without a learned start, what a step adds to g does not depend on g: a
+    # chain of one step gives it.
+    estimator, sampler = hs.estimators.HPOSGLD(0, 1), hs.SGLD(alpha)
     jacobian, g, h, exact_sum, lines = 0.0, 0.0, 0.0, 0.0, []
     for m in range(1, num_steps + 1):
-        old_h, old_g, old_jacobian = float(state.h[0]), g, jacobian
-        jacobian -= alpha * (2 * theta * jacobian + 2 * float(strength))
-        state = estimator.step(chain, state, tf.constant(m - 1), None, None)
-        theta = float(state.params[0])
-        v = -2 * (float(strength) - theta) + 2 * (theta - 0.5)
-        direct = 2 * (float(strength) - theta)
+        old_g, old_jacobian = g, jacobian
+        jacobian -= alpha * (2 * theta * jacobian + 2 * strength)
+        estimate = hs.hypergradient(
+            PROBLEM,
+            tf.constant(strength, tf.float64),
+            None if estimate else tf.constant(START, tf.float64),
+            estimator=estimator,
+            sampler=sampler,
+            previous=estimate,
+        )
+        theta = float(estimate.params)
+        v = -2 * (strength - theta) + 2 * (theta - 0.5)
+        direct = 2 * (strength - theta)
         exact_sum += direct + v * jacobian
-        # The estimator counts a step in all of the samples to come.
-        g += (float(state.h[0]) - old_h - direct) / (num_steps - m + 1)
+        g += float(estimate.hypergradient) - direct
         h += direct + g
         running = abs(h - exact_sum) / abs(exact_sum)
         lines.append([m, v * old_jacobian, old_g, running])

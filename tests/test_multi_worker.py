@@ -20,9 +20,12 @@ def assert_same(learned):
 
 
 @pytest.mark.slow
-def test_two_workers_learn_what_one_process_does(tmp_path):
+@pytest.mark.parametrize("estimator", ["hpo_sgld", "ift_cg", "rmd"])
+def test_two_workers_learn_what_one_process_does(tmp_path, estimator):
     example = load("multi_worker")
-    learned = example.main(["--quick", "--folder", str(tmp_path)])
+    learned = example.main(
+        ["--quick", "--folder", str(tmp_path), "--estimator", estimator]
+    )
     assert_same(learned)
 
 

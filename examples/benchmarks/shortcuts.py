@@ -8,7 +8,7 @@ training and from weights that were trained, with another outer batch at each
 step, and with the same larger one at all steps.
 
     python examples/benchmarks/shortcuts.py [--quick] [--repeats 10]
-        [--output FOLDER]
+        [--activation tanh] [--output FOLDER]
 """
 
 import argparse
@@ -23,7 +23,6 @@ import tensorflow as tf  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
-from keras_hposgld.core.vectors import agreement  # noqa: E402
 
 NUM_STEPS = 20
 BATCH_SIZE = 64
@@ -45,13 +44,13 @@ def shortcuts(quick):
     return rows | {"AdjointSGLD, difference": ("AdjointSGLD", option)}
 
 
-def make_model():
+def make_model(activation):
     layers = keras.layers
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
-            layers.Conv2D(16, 3, padding="same", activation="relu"),
-            layers.Conv2D(32, 3, strides=2, activation="relu"),
+            layers.Conv2D(16, 3, padding="same", activation=activation),
+            layers.Conv2D(32, 3, strides=2, activation=activation),
             layers.Flatten(),
             layers.Dense(10),
         ]
@@ -87,6 +86,16 @@ def repeat(x, y):
     shape = NUM_STEPS, 4 * BATCH_SIZE
     rows = np.broadcast_to(np.arange(shape[1]), shape)
     return tf.constant(x[rows]), tf.constant(y[rows])
+
+
+def agreement(estimate, reference):
+    """Cosine of the angle, and ratio of the lengths."""
+    a, b = (
+        np.concatenate([np.ravel(x) for x in xs])
+        for xs in (estimate, reference)
+    )
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    return a @ b / np.prod(lengths), lengths[0] / lengths[1]
 
 
 def compare(problem, weights, batches, rows):
@@ -138,6 +147,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rows")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--activation", default="relu")
     parser.add_argument(
         "--output",
         type=pathlib.Path,
@@ -152,7 +162,7 @@ def main(arguments=None):
     x = (x.reshape(-1, 8, 8, 1) / 16).astype("float32")
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    model = make_model()
+    model = make_model(options.activation)
     problem = make_problem(model)
     inner = [draw(rng, x[:900], y[:900]) for _ in range(options.repeats)]
     outer = [draw(rng, x[900:], y[900:]) for _ in range(options.repeats)]

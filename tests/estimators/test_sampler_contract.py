@@ -50,15 +50,21 @@ def test_every_registered_sampler_is_listed_here():
     assert {"SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax"} <= names
 
 
+QUICK = ("sgld_momentum", "psgld", "adamw", "nadam")  # in `make test` too
+
+
 @pytest.mark.parametrize(
-    "mode",
+    "name, mode",
     [
-        "graph",
-        pytest.param("eager", marks=pytest.mark.slow),
-        pytest.param("xla", marks=pytest.mark.slow),
+        pytest.param(
+            name,
+            mode,
+            marks=[] if mode == "graph" and name in QUICK else pytest.mark.slow,
+        )
+        for name in DIFFERENTIATED
+        for mode in ("eager", "graph", "xla")
     ],
 )
-@pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_unrolled_estimators_differentiate_the_whole_chain(name, mode):
     sampler = hs.samplers.get(DIFFERENTIATED[name]())
     # From a chain before it: the state of the sampler is not that of a start.

@@ -94,6 +94,7 @@ ESTIMATORS = [
     hs.estimators.HPOSGLD(2, 2),
     hs.estimators.AdjointSGLD(2, 2),
     hs.estimators.ScoreCovariance(2, 4),
+    hs.estimators.RMD(num_steps=3),
 ]
 
 
@@ -125,6 +126,90 @@ def test_two_replicas_compute_what_one_does(mirrored, estimator):
         np.testing.assert_allclose(
             history[key], values, rtol=1e-4, atol=1e-5, err_msg=key
         )
+
+
+def make_dense_learner(estimator, optimizer, strategy=None, **arguments):
+    """A network without batch normalization, whose weights all matter.
+
+    Adam divides a gradient of zero, such as that of a bias before batch
+    normalization, by its own rounding errors.
+    """
+    with (strategy or tf.distribute.get_strategy()).scope():
+        keras.utils.set_random_seed(3)
+        strength = hs.regularizers.LearnableL2(1e-2, granularity="input")
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(5, "tanh", kernel_regularizer=strength),
+                keras.layers.Dense(3),
+            ]
+        )
+        learner = hs.BilevelModel(model, seed=1)
+        learner.compile(
+            optimizer=optimizer(),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            hypergradient=estimator,
+            hyper_optimizer=keras.optimizers.SGD(10.0, momentum=0.9),
+            **arguments,
+        )
+    return learner
+
+
+def fit_dense(learner):
+    x, y = make_data(112)
+    x = x.reshape(112, -1)[:, :6]
+    learner.fit(
+        x[:64],
+        y[:64],
+        outer_data=(x[64:], y[64:]),
+        batch_size=16,
+        steps_per_epoch=4,
+        verbose=0,
+    )
+    return learner
+
+
+SLOTTED = {
+    "ift_neumann": (
+        hs.estimators.IFTNeumann(3, num_steps=3),
+        lambda: hs.PSGLD(0.02, temperature=1e-4, seed=1),
+    ),
+    "ift_cg": (hs.estimators.IFTCG(3, num_steps=3), lambda: "adam"),
+    "rmd": (
+        hs.estimators.RMD(2, num_steps=3),
+        lambda: hs.SGLD(0.05, temperature=1e-4, seed=1, momentum=0.9),
+    ),
+    "rmd_fo": (
+        hs.estimators.RMDFO(3),
+        lambda: keras.optimizers.RMSprop(0.01, momentum=0.5),
+    ),
+    "fmd": (hs.estimators.FMD(3), lambda: keras.optimizers.Adam(0.01)),
+}
+
+
+@pytest.mark.parametrize("name", SLOTTED)
+def test_two_replicas_hold_the_optimizer_state_of_one(mirrored, name):
+    estimator, optimizer = SLOTTED[name]
+    arguments = dict(run_eagerly=name == "rmd_fo")
+    one, two = (
+        fit_dense(make_dense_learner(estimator, optimizer, where, **arguments))
+        for where in (None, mirrored)
+    )
+    assert_close(two, one)
+    assert_replicas_are_alike(two)
+    start = make_dense_learner(estimator, optimizer)
+    for a, b in zip(two.hyperparameters, start.hyperparameters, strict=True):
+        assert np.abs(a.numpy() - b.numpy()).max() > 1e-3
+    expected = one.sampler.state_variables
+    assert expected and two.sampler.state_variables.keys() == expected.keys()
+    for slot, of_two in two.sampler.state_variables.items():
+        for a, b in zip(of_two, expected[slot], strict=True):
+            np.testing.assert_allclose(
+                a.numpy(), b.numpy(), rtol=1e-5, atol=1e-5, err_msg=a.path
+            )
+            first, second = a.value.values
+            np.testing.assert_array_equal(first.numpy(), second.numpy())
+            assert np.any(first.numpy() != 0.0), a.path
 
 
 @pytest.mark.slow
@@ -212,13 +297,7 @@ def test_mirrored_strategy_of_one_replica_serves_every_estimator():
     alone = tf.distribute.MirroredStrategy(["CPU:0"])
     for estimator in ("hpo_sgld", "ift_cg", "rmd"):
         expected, learner = (
-            # Synchronized normalization cannot stand in their own loops.
-            make_learner(
-                estimator,
-                synchronized=False,
-                strategy=strategy,
-                temperature=0.0,
-            )
+            make_learner(estimator, strategy=strategy, temperature=0.0)
             for strategy in (None, alone)
         )
         for each in (expected, learner):
@@ -302,12 +381,21 @@ def test_graph_does_not_grow_with_the_chain(mirrored, replicas):
     assert sizes[100] <= 1.05 * sizes[10]
 
 
+class Unaware(hs.estimators.HPOSGLD):
+    """An estimator that says nothing of replicas."""
+
+    serves_replicas = False
+
+
 @pytest.mark.parametrize(
     "estimator, arguments, message",
     [
-        ("ift_cg", {}, "`IFTCG` cannot run on several replicas"),
-        ("rmd", {}, "`RMD` cannot run on several replicas"),
-        ("fmd", {}, "`FMD` cannot run on several replicas"),
+        (Unaware(), {}, "`Unaware` cannot run on several replicas"),
+        (
+            hs.estimators.FMD(2),
+            {},
+            r"`FMD` cannot serve .*\(synchronized=True\)`.*2 replicas",
+        ),
         ("hpo_sgld", dict(jit_compile=True), "`jit_compile=True` compiles"),
         (
             "hpo_sgld",

@@ -1,0 +1,149 @@
+"""The skeletons of CONTRIBUTING.md work, and stand there word for word."""
+
+import importlib.util
+import pathlib
+
+import keras
+import numpy as np
+import problems
+import pytest
+import tensorflow as tf
+
+import keras_hposgld as hs
+from keras_hposgld.estimators.registry import REGISTRY as ESTIMATORS
+from keras_hposgld.samplers.registry import REGISTRY as SAMPLERS
+
+FOLDER = pathlib.Path(__file__).parent
+GUIDE = FOLDER.parents[1] / "CONTRIBUTING.md"
+
+
+def load(name):
+    path = FOLDER / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def registries_of_their_own(monkeypatch):
+    # The contract tests over all members must not meet a skeleton.
+    for registry in (ESTIMATORS, SAMPLERS):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+
+
+@pytest.mark.parametrize("name", ["sampler_skeleton", "estimator_skeleton"])
+def test_guide_holds_the_skeleton(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"```python\n{text}```" in GUIDE.read_text()
+
+
+def two_weights(decay=None):
+    return hs.BilevelProblem(
+        lambda h, w, b: (w[0] - 1) ** 2 + h * w[0] ** 2 + (w[1] - w[0]) ** 4,
+        lambda h, w, b: (w[0] - 0.5) ** 2 + w[1] ** 2 + 0.1 * h**2,
+        decay=decay,
+    )
+
+
+def solve(problem, strength, estimator, sampler):
+    start = [tf.constant(value, tf.float64) for value in (0.3, -0.7)]
+    return hs.hypergradient(
+        problem,
+        tf.constant(strength, tf.float64),
+        start,
+        estimator=estimator,
+        sampler=sampler,
+    )
+
+
+@pytest.mark.parametrize("decay", [None, lambda h, w: [0.5 * h * w[0], None]])
+def test_chain_of_the_new_sampler_is_differentiated(decay):
+    sampler = load("sampler_skeleton").ScaledDescent(0.1, scales=[1.0, 0.3])
+    problem, step = two_weights(decay), 1e-5
+    up, down = (
+        solve(problem, 0.4 + sign * step, "rmd", sampler).outer_loss
+        for sign in (1, -1)
+    )
+    for alias in ("rmd", "fmd"):
+        found = solve(problem, 0.4, alias, sampler).hypergradient
+        np.testing.assert_allclose(found, (up - down) / (2 * step), rtol=1e-8)
+    # The scales are those of the weights: another order is another chain.
+    other = load("sampler_skeleton").ScaledDescent(0.1, scales=[0.3, 1.0])
+    assert solve(problem, 0.4, "rmd", other).outer_loss != up
+
+
+def test_adjoint_with_the_new_sampler_is_the_implicit_derivative(rng):
+    ridge = problems.Ridge(rng)
+    sampler = load("sampler_skeleton").ScaledDescent(0.1, scales=[0.5])
+    estimate = tf.function(
+        lambda: hs.hypergradient(
+            ridge.problem,
+            tf.constant(ridge.strengths),
+            tf.constant(ridge.start),
+            estimator=hs.estimators.AdjointSGLD(1500, 2),
+            sampler=sampler,
+        ),
+        autograph=False,
+    )()
+    np.testing.assert_allclose(
+        estimate.hypergradient,
+        ridge.exact_hypergradient(ridge.strengths),
+        rtol=1e-6,
+    )
+
+
+def test_registered_sampler_is_found_checked_and_rebuilt():
+    kind = load("sampler_skeleton").ScaledDescent
+    assert isinstance(hs.samplers.get("scaled_descent"), kind)
+    sampler = kind(0.2, scales=[1.0, 2.0])
+    copy = hs.samplers.deserialize(hs.samplers.serialize(sampler))
+    assert copy.get_config() == sampler.get_config()
+    with pytest.raises(ValueError, match="`scales` must be above 0"):
+        kind(0.1, scales=[1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hs.SGLD(0.1, temperature=0.1),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.8, nesterov=True),
+        lambda: keras.optimizers.Adam(0.1, weight_decay=0.2),
+    ],
+)
+def test_one_sample_of_the_new_estimator_is_the_last_step(make):
+    sampler = make()
+    problem = two_weights(lambda h, w: [h * w[0], 0.1 * h * w[1]])
+    kind = load("estimator_skeleton").LookBack
+    estimate = solve(problem, 0.4, kind(6, 1), sampler)
+    reference = solve(problem, 0.4, hs.estimators.RMDFO(7), sampler)
+    np.testing.assert_allclose(
+        estimate.hypergradient, reference.hypergradient, rtol=1e-12
+    )
+
+
+def test_new_estimator_averages_over_its_samples():
+    kind, sampler = load("estimator_skeleton").LookBack, hs.SGLD(0.1)
+    problem = two_weights()
+    samples = [
+        solve(problem, 0.4, kind(burn_in, 1), sampler).hypergradient
+        for burn_in in (3, 4, 5)
+    ]
+    estimate = solve(problem, 0.4, kind(3, 3), sampler)
+    np.testing.assert_allclose(
+        estimate.hypergradient, np.mean(samples), rtol=1e-12
+    )
+    assert float(estimate.standard_error) > 0
+
+
+def test_registered_estimator_is_found_and_rebuilt():
+    kind = load("estimator_skeleton").LookBack
+    assert isinstance(hs.estimators.get("look_back"), kind)
+    estimator = kind(2, 5)
+    copy = hs.estimators.deserialize(hs.estimators.serialize(estimator))
+    assert copy.get_config() == estimator.get_config()
+    moving = hs.BilevelProblem(
+        lambda h, w, b: (w - 1.0) ** 2, lambda h, w, b: w**2, lambda h: h
+    )
+    with pytest.raises(ValueError, match="cannot serve a problem with"):
+        hs.hypergradient(moving, 0.1, estimator=kind(), sampler=hs.SGLD(0.1))
