@@ -71,8 +71,8 @@ class AdjointSGLD(SampledEstimator):
             Keras model calls `keras_hposgld.mark_predictions`.
 
     Raises:
-        ValueError: If a number is out of range, a name is unknown, or the
-            problem has `initial_params`.
+        ValueError: If a number is out of range, a name unknown or of no use
+            here, or the problem has `initial_params`.
 
     Example:
 
@@ -101,7 +101,8 @@ class AdjointSGLD(SampledEstimator):
     ):
         self._set_lengths(burn_in, num_samples, outer_every)
         self.warm_start = self.remembers = bool(warm_start)
-        check_known("hessian_product", hessian_product, PRODUCTS)
+        known = PRODUCTS if curvature == "hessian" else PRODUCTS[:1]
+        check_known("hessian_product", hessian_product, known)
         self.hessian_product = hessian_product
         self.damping = check_number("damping", damping)
         self.curvature = check_known("curvature", curvature, CURVATURES)

@@ -149,6 +149,13 @@ def test_both_ways_to_the_hessian_agree_under_clipping():
     np.testing.assert_allclose(exact, difference, rtol=1e-3)
 
 
+def test_difference_of_gradients_is_refused_where_it_would_not_be_taken():
+    with pytest.raises(ValueError, match="`hessian_product` must be one of"):
+        hs.estimators.AdjointSGLD(
+            hessian_product="difference", curvature="gauss_newton"
+        )
+
+
 def test_objective_that_marks_nothing_is_told_so():
     problem = hs.BilevelProblem(
         lambda h, w, b: (w - 1) ** 2 + h * w**2, lambda h, w, b: (w - 0.5) ** 2
