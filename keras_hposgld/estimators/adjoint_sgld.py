@@ -71,8 +71,7 @@ class AdjointSGLD(SampledEstimator):
             Keras model calls `keras_hposgld.mark_predictions`.
 
     Raises:
-        ValueError: If a number is out of range, a name unknown or of no use
-            here, or the problem has `initial_params`.
+        ValueError: If an argument is out of range, unknown or of no use.
 
     Example:
 
