@@ -405,7 +405,7 @@ def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="`model` must be a `keras.Model`"):
         hs.MetaModel(keras.layers.Dense(1))
     with pytest.raises(TypeError, match="`optimizer` must be"):
-        make_meta(optimizer="adam")
+        make_meta(optimizer=3)
     with pytest.raises(ValueError, match="`proximal` must be"):
         make_meta(proximal=-1.0)
     with pytest.raises(ValueError, match="`adaptation_steps` must be"):
