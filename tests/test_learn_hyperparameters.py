@@ -335,7 +335,7 @@ def test_numbers_that_are_not_finite_never_reach_the_hyperparameters():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        (dict(sampler=keras.optimizers.Adam()), TypeError, "`sampler` must"),
+        (dict(sampler=3), TypeError, "`sampler` must"),
         (dict(every=0), ValueError, "`every` must be at least 1"),
         (dict(batch_size=0), ValueError, "`batch_size` must be at least 1"),
         (dict(layer_state="thawed"), ValueError, "`layer_state` must be one"),
