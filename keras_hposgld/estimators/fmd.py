@@ -200,12 +200,6 @@ class FMD(HypergradientEstimator):
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         return 3 + 2 * num_hyperparameters, 2
 
-    def get_config(self) -> dict:
-        return {
-            "num_steps": self.num_steps,
-            "max_hyperparameters": self.max_hyperparameters,
-        }
-
 
 def _by_direction(hypers: list, function: Callable, like: list) -> list:
     """Stacks `function(unit direction, its number)` over all directions.

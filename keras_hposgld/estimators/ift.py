@@ -173,13 +173,6 @@ class IFTNeumann(ImplicitEstimator):
     def solver(self) -> NeumannSeries:
         return NeumannSeries(self.num_terms, self.step_size)
 
-    def get_config(self) -> dict:
-        return {
-            "num_terms": self.num_terms,
-            "step_size": self.step_size,
-            "num_steps": self.num_steps,
-        }
-
 
 @register("ift_cg")
 class IFTCG(ImplicitEstimator):
@@ -223,11 +216,3 @@ class IFTCG(ImplicitEstimator):
     @property
     def solver(self) -> ConjugateGradient:
         return ConjugateGradient(self.max_iterations, self.tolerance)
-
-    def get_config(self) -> dict:
-        return {
-            "max_iterations": self.max_iterations,
-            "damping": self.damping,
-            "tolerance": self.tolerance,
-            "num_steps": self.num_steps,
-        }

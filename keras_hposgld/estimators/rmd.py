@@ -186,9 +186,6 @@ class RMD(HypergradientEstimator):
         # The path; at its end the adjoint, a gradient and H times it.
         return self.num_closing_steps + 4, 2
 
-    def get_config(self) -> dict:
-        return {"truncation": self.truncation, "num_steps": self.num_steps}
-
 
 def _to_keep(chain, before, after):
     """What a step back needs: where the step began, and its scales."""
@@ -223,6 +220,3 @@ class RMDFO(RMD):
 
     def __init__(self, num_steps: int = 20):
         super().__init__(truncation=1, num_steps=num_steps)
-
-    def get_config(self) -> dict:
-        return {"num_steps": self.num_steps}
