@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.core.second_derivatives import exact_moments
+from keras_hposgld.core.second_derivatives import differentiable_twice
 from keras_hposgld.core.vectors import norm
 from keras_hposgld.core.vectors import plus_scaled
 
@@ -69,7 +69,7 @@ def linearize_gradient(
         second_tape.watch(sources)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(params)
-            with exact_moments():
+            with differentiable_twice():
                 value, carry = objective(params)
         gradient = tape.gradient(
             value,

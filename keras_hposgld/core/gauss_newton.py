@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_hposgld.core.second_derivatives import exact_moments
+from keras_hposgld.core.second_derivatives import differentiable_twice
 
 _cutting = threading.local()
 
@@ -118,9 +118,8 @@ def gauss_newton_product(
         ) as tape:
             tape.watch(params)
             second_tape.watch(params)
-            with tf.autodiff.ForwardAccumulator(params, vector) as forward:
-                with _cut_by(cut), exact_moments():
-                    value = loss_scale * objective(params)
+            with _cut_by(cut), differentiable_twice():
+                value = loss_scale * objective(params)
         if not predictions:
             raise ValueError(
                 '`curvature="gauss_newton"` needs an inner objective that says '
@@ -129,10 +128,7 @@ def gauss_newton_product(
                 'or use `curvature="hessian"`.'
             )
         with second_tape.stop_recording():
-            moved = [
-                forward.jvp(prediction, tf.UnconnectedGradients.ZERO)
-                for prediction in predictions
-            ]
+            moved = _jacobian_product(tape, predictions, params, vector)
         zero = tf.UnconnectedGradients.ZERO
         gradient = tape.gradient(
             value, [leaves, params], unconnected_gradients=zero
@@ -153,3 +149,23 @@ def gauss_newton_product(
         (tf.convert_to_tensor(a) + tf.convert_to_tensor(b)) / loss_scale
         for a, b in zip(by_params, through_model, strict=True)
     ]
+
+
+def _jacobian_product(tape, outputs, inputs, vector):
+    # The transposed product is linear in what comes from above; its derivative
+    # by that is the product. In a graph nothing else of it is computed.
+    above = [tf.ones_like(output) for output in outputs]
+    with tf.GradientTape(watch_accessed_variables=False) as linear:
+        linear.watch(above)
+        transposed = tape.gradient(
+            outputs,
+            inputs,
+            output_gradients=above,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+    return linear.gradient(
+        transposed,
+        above,
+        output_gradients=vector,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )

@@ -1,14 +1,16 @@
-"""A mean and variance whose second derivatives are right.
+"""Second derivatives that TensorFlow has wrong, or makes slowly.
 
-`tf.nn.moments`, on which Keras's batch, layer and group normalization rest,
-takes the mean inside of the variance for a constant. That changes no value and
-no gradient, but products with second derivatives of a normalized model come out
-tens of per cent off. With c that constant, the variance is
+Wrong: `tf.nn.moments`, on which Keras's batch, layer and group normalization
+rest, takes the mean inside of the variance for a constant. That changes no
+value and no gradient, but products with second derivatives of a normalized
+model come out tens of per cent off. With c that constant, the variance is
 
     mean((x - c)^2) - (mean(x) - c)^2,
 
 of which TensorFlow leaves out the second term. It is zero, and so is its
 gradient; its second derivative is not.
+
+Slow: those of max pooling, see `max_pooling`.
 """
 
 import contextlib
@@ -17,7 +19,10 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from keras_hposgld.core.max_pooling import max_pool
+
 _tensorflow_moments = tf.nn.moments
+_tensorflow_max_pool = tf.nn.max_pool
 _lock = threading.Lock()
 _depth = 0
 
@@ -29,8 +34,8 @@ def moments(x, axes, shift=None, keepdims=False, name=None) -> tuple:
 
 
 @contextlib.contextmanager
-def exact_moments() -> Iterator[None]:
-    """Has `tf.nn.moments` mean the one above, for Keras's layers to use.
+def differentiable_twice() -> Iterator[None]:
+    """Puts these functions in place of TensorFlow's, for Keras's layers to use.
 
     Replicas are traced in threads that take turns: the last one to leave puts
     TensorFlow's own back.
@@ -38,7 +43,7 @@ def exact_moments() -> Iterator[None]:
     global _depth
     with _lock:
         _depth += 1
-        tf.nn.moments = moments
+        tf.nn.moments, tf.nn.max_pool = moments, max_pool
     try:
         yield
     finally:
@@ -46,3 +51,4 @@ def exact_moments() -> Iterator[None]:
             _depth -= 1
             if not _depth:
                 tf.nn.moments = _tensorflow_moments
+                tf.nn.max_pool = _tensorflow_max_pool
