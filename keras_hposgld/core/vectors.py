@@ -4,7 +4,9 @@
 what nothing depends on.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -42,6 +44,14 @@ def unpack(packed: list) -> list:
     return [None if isinstance(part, tuple) else part for part in packed]
 
 
+def with_zeros(vector: list, like: list) -> list:
+    """A vector with zeros in place of `None`."""
+    return [
+        tf.zeros_like(other) if part is None else part
+        for part, other in zip(vector, like, strict=True)
+    ]
+
+
 def plus(left: list, right: list) -> list:
     """`left + right`; `None` on the right stands for zero."""
     return [a if b is None else a + b for a, b in zip(left, right, strict=True)]
@@ -53,9 +63,19 @@ def plus_scaled(left: list, scale, right: list) -> list:
     `None` on the right stands for zero.
     """
     return [
-        a if b is None else a + _in_dtype(scale, a.dtype) * tf.cast(b, a.dtype)
+        a if b is None else _plus_scaled(a, scale, tf.cast(b, a.dtype))
         for a, b in zip(left, right, strict=True)
     ]
+
+
+def _plus_scaled(a, scale, b):
+    if isinstance(scale, float) and scale in (0.0, -1.0):
+        return a - b if scale else a  # without a pass for the product
+    # A difference, which TensorFlow leaves as it is. It merges sums, and makes
+    # a temporary variable of a sum of three large tensors. Where one of them
+    # is a variable of a loop, that variable is made once too often, after the
+    # last step, and the next call of the graph fails.
+    return a - (-_in_dtype(scale, a.dtype)) * b
 
 
 def _in_dtype(scale, dtype):
@@ -113,3 +133,22 @@ COMPILED_SIZE = 2**16  # entries
 def is_large(shape: tf.TensorShape) -> bool:
     """Whether a pass over a tensor of this shape is worth a compilation."""
     return shape.is_fully_defined() and shape.num_elements() >= COMPILED_SIZE
+
+
+def in_one_pass(function: Callable) -> Callable:
+    """Has XLA compile an elementwise function where that saves time.
+
+    That is in a graph, where one of its arguments is large. The last bits of
+    the results may be others than TensorFlow's own.
+    """
+    compiled = tf.function(function, autograph=False, jit_compile=True)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        shapes = [tensor.shape for tensor in tf.nest.flatten(arguments)]
+        worthwhile = any(is_large(shape) for shape in shapes)
+        if tf.executing_eagerly() or not worthwhile:
+            return function(*arguments)
+        return compiled(*arguments)
+
+    return call

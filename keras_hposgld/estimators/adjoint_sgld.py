@@ -132,7 +132,6 @@ class AdjointSGLD(SampledEstimator):
             chain, inner, at, step.scales, own.q, hessian_q
         )
         hessian_q = plus_scaled(hessian_q, self.damping, own.q)
-        # One sum, not two in a row, of which TensorFlow makes a variable.
         force = plus_scaled(hessian_q, -1.0, step.outer.v)
         q, w = step.scales.move(own.q, own.w, force)
         largest = tf.maximum(own.largest_v, norm(step.outer.v))

@@ -9,7 +9,7 @@ inner objective get no gradient through it.
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import vector_jacobian_product
 from keras_hposgld.core.vectors import plus
-from keras_hposgld.core.vectors import zeros_like
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
@@ -72,9 +72,7 @@ class FirstOrder(HypergradientEstimator):
             chain.problem.initial_params, hypers, outer.v
         )
         return Estimate(
-            hypergradient=plus(
-                plus(zeros_like(hypers), outer.direct), through_start
-            ),
+            hypergradient=plus(with_zeros(outer.direct, hypers), through_start),
             **descent.fields_of(state, outer.value),
         )
 

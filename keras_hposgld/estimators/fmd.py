@@ -20,7 +20,7 @@ from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import directional_derivative
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
-from keras_hposgld.core.vectors import zeros_like
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
@@ -191,9 +191,7 @@ class FMD(HypergradientEstimator):
             for part, tensor in zip(parts, hypers, strict=True)
         ]
         return Estimate(
-            hypergradient=plus(
-                plus(zeros_like(hypers), indirect), outer.direct
-            ),
+            hypergradient=plus(with_zeros(indirect, hypers), outer.direct),
             **descent.fields_of(state.now, outer.value),
         )
 

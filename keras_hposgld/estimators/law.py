@@ -17,7 +17,7 @@ from keras_hposgld.core.derivatives import difference_along
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.gauss_newton import gauss_newton_product
 from keras_hposgld.core.vectors import add
-from keras_hposgld.core.vectors import zeros_like
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import Position
 from keras_hposgld.estimators.scales import Scales
@@ -57,7 +57,7 @@ def law_products(
             position.params, scales.inverse(vector), scales
         )
         mixed, hessian = add(mixed, by_lambda), add(hessian, by_theta)
-    return mixed, add(zeros_like(vector), hessian)
+    return mixed, with_zeros(hessian, vector)
 
 
 def other_hessian_product(

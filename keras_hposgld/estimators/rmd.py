@@ -1,12 +1,12 @@
 """Reverse-mode differentiation through the inner steps.
 
 The weights of the last K steps are kept and the chain is walked back from its
-end, with the adjoints a of theta and b of the velocity M. From a = df/dtheta at
-the last weights and b = 0, each step takes
+end, with the adjoints a of theta and b of the negative velocity -M. From
+a = df/dtheta at the last weights and b = 0, each step takes
 
-    b <- b - B a
-    h <- h + (A b - E a) . C - a . dD/dlambda
-    a <- a - a . dD/dtheta + (A b - E a) . H
+    b <- b + B a
+    h <- h - (A b + E a) . C - a . dD/dlambda
+    a <- a - (A b + E a) . H - a . dD/dtheta
     b <- mu b
 
 with the scales of that step (without momentum A B = alpha and E = 0: then
@@ -27,6 +27,7 @@ from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import unpack
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.chain import batch_at
@@ -131,7 +132,7 @@ class RMD(HypergradientEstimator):
             pack(outer.direct),
             a=outer.v,
             b=zeros_like(outer.v) if chain.sampler.momentum else [],
-            h=plus(zeros_like(chain.hyperparameters), outer.direct),
+            h=with_zeros(outer.direct, chain.hyperparameters),
         )
 
     def close(
@@ -150,17 +151,19 @@ class RMD(HypergradientEstimator):
             position, batch_at(inner_batches, index), [*hypers, *params]
         )
         a = state.a
-        b = plus_scaled(state.b or zeros_like(a), -1.0, scales.velocity(a))
+        b = scales.velocity(a)
+        if state.b:
+            b = plus(state.b, b)
         force = scales.force(b)
         if (direct := scales.direct(a)) is not None:
-            force = plus_scaled(force, -1.0, direct)
+            force = plus(force, direct)
         products = chain.products(inner, force)
         by_lambda, by_theta = chain.decay_products(params, a, scales)
         chain.report_unused(
             add(products[: len(hypers)], by_lambda), unpack(state.direct)
         )
-        h = plus(state.h, products[: len(hypers)])
-        a = plus(a, products[len(hypers) :])
+        h = plus_scaled(state.h, -1.0, products[: len(hypers)])
+        a = plus_scaled(a, -1.0, products[len(hypers) :])
         return state._replace(
             a=plus_scaled(a, -1.0, by_theta),
             b=scaled(chain.sampler.momentum, b) if state.b else [],

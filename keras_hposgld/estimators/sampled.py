@@ -23,8 +23,8 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.vectors import component_along
-from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.chain import Chain
@@ -263,7 +263,7 @@ class SampledEstimator(HypergradientEstimator):
             depends[:] = [gradient is not None for gradient in now.direct]
             return now._replace(
                 value=tf.cast(now.value, last.value.dtype),
-                direct=plus(zeros_like(hypers), now.direct),
+                direct=with_zeros(now.direct, hypers),
             )
 
         from_end = self.num_steps - 1 - index

@@ -16,9 +16,9 @@ import tensorflow as tf
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.derivatives import value_and_gradients
 from keras_hposgld.core.vectors import add
-from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import scaled
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import refuse_moving_start
@@ -117,7 +117,7 @@ class ScoreCovariance(SampledEstimator):
         counts = tf.cast(number > 0, dtype)
         weight = counts / tf.maximum(number, 1.0)
         deviation = tf.cast(f, dtype) - own.outer
-        dense = plus(zeros_like(hypers), score)
+        dense = with_zeros(score, hypers)
         mean = [
             m + tf.cast(weight, m.dtype) * (tf.cast(s, m.dtype) - m)
             for m, s in zip(own.score, dense, strict=True)

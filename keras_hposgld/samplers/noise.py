@@ -58,32 +58,37 @@ def unit_noise(shape, dtype, noise, seed):
     return tf.cast(draws, dtype)
 
 
-def plus_noise(tensor, scale, noise, seeds):
-    """`tensor + scale * z`, with z the mean of the unit noise of the seeds.
+def plus_noise(tensor, scale, noise, seeds, variances=None):
+    """`tensor + scale * z`, with z the mean of the noise of the seeds.
 
     Args:
         tensor: Tensor.
-        scale: Tensor, a scalar or shaped like `tensor`.
+        scale: Scalar tensor.
         noise: `"gaussian"` or `"rademacher"`.
         seeds: List of integer tensors of shape `(2,)`.
+        variances: Tensor shaped like `tensor`, of the noise. Defaults to one.
     """
     if noise == "rademacher" and is_large(tensor.shape):
         size = tensor.shape.num_elements()
         words = [_words_of_bits(size, seed) for seed in seeds]
-        return _compiled_plus_signs(tensor, scale, words)
+        return _compiled_plus_signs(tensor, scale, words, variances)
     static = tensor.shape.is_fully_defined()
     shape = tensor.shape if static else tf.shape(tensor)
     draws = [unit_noise(shape, tensor.dtype, noise, seed) for seed in seeds]
-    return tensor + scale * _mean(draws)
+    return tensor + scale * _spread(_mean(draws), variances)
 
 
 # One pass over the memory and not seven. Of logarithm and cosine TensorFlow's
 # own are the faster ones, so that Gaussian noise is left to it.
 @functools.partial(tf.function, autograph=False, jit_compile=True)
-def _compiled_plus_signs(tensor, scale, words):
+def _compiled_plus_signs(tensor, scale, words, variances):
     size, shape = tensor.shape.num_elements(), tensor.shape
     signs = [_signs(one, shape, size, tensor.dtype) for one in words]
-    return tensor + scale * _mean(signs)
+    return tensor + scale * _spread(_mean(signs), variances)
+
+
+def _spread(draws, variances):
+    return draws if variances is None else tf.sqrt(variances) * draws
 
 
 def _mean(draws):

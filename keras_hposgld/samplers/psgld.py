@@ -20,6 +20,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_number
+from keras_hposgld.core.vectors import in_one_pass
 from keras_hposgld.samplers.registry import register
 from keras_hposgld.samplers.sgld import SGLD
 
@@ -124,17 +125,6 @@ class PSGLD(SGLD):
         """As at first, but for the gradients of the past chains."""
         return self.init(params) | {"squares": state["squares"]}
 
-    def force_scale(self, vector: list, state: dict, index: Any) -> list:
-        """The learning rate times the preconditioner times a vector."""
-        return [
-            self._precondition(part, {"preconditioner": scale})
-            for part, scale in zip(
-                super().force_scale(vector, state, index),
-                state["preconditioner"],
-                strict=True,
-            )
-        ]
-
     def largest_curvature_scale(self) -> float:
         """The bound of the preconditioner."""
         return (1.0 + self.epsilon) / self.epsilon
@@ -158,22 +148,29 @@ class PSGLD(SGLD):
         ):
             self.assign(variable, value)
 
-    def _precondition(self, force, own):
-        return own["preconditioner"] * force
-
-    def _precondition_noise(self, scale, own):
-        return scale * tf.sqrt(own["preconditioner"])
+    def _force(self, rate, vector, own):
+        return _product(rate, vector, own["preconditioner"])
 
     def _remember(self, own, gradient):
-        squares = own["squares"]
-        change = (1.0 - self.beta_2) * (tf.square(gradient) - squares)
-        return own | {"squares": squares + change}
+        weight = tf.constant(1.0 - self.beta_2, gradient.dtype)
+        squares = _renewed(weight, gradient, own["squares"])
+        return own | {"squares": squares}
 
     def get_config(self) -> dict:
         return super().get_config() | {
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
         }
+
+
+@in_one_pass
+def _product(rate, vector, preconditioner):
+    return rate * (preconditioner * vector)
+
+
+@in_one_pass
+def _renewed(weight, gradient, squares):
+    return squares + weight * (tf.square(gradient) - squares)
 
 
 def _relative_roots(squares):

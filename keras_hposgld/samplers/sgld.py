@@ -188,7 +188,14 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
     def force_scale(self, vector: list, state: dict, index: Any) -> list:
         """The learning rate times a vector."""
         rates = self._rates(vector, index)
-        return [rates[part.dtype] * part for part in vector]
+        return [
+            self._force(
+                rates[part.dtype],
+                part,
+                {name: slots[position] for name, slots in state.items()},
+            )
+            for position, part in enumerate(vector)
+        ]
 
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of step `index`, as a scalar tensor."""
@@ -263,7 +270,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
     def _move_one(self, param, gradient, decay, own, rate, seeds):
         if decay is not None:  # first, as in Keras's AdamW
             param = param - decay * rate
-        force = self._precondition(rate * gradient, own)
+        force = self._force(rate, gradient, own)
         own = self._remember(own, gradient)
         if not self.momentum:
             return self._plus_noise(param - force, 1.0, own, rate, seeds), own
@@ -279,14 +286,11 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         scale = (sign * self.noise_scale) * tf.sqrt(
             rate * tf.constant(variance, rate.dtype)
         )
-        scale = self._precondition_noise(scale, own)
-        return plus_noise(tensor, scale, self.noise, seeds)
+        variances = own.get("preconditioner")
+        return plus_noise(tensor, scale, self.noise, seeds, variances)
 
-    def _precondition(self, force, own):
-        return force
-
-    def _precondition_noise(self, scale, own):
-        return scale
+    def _force(self, rate, vector, own):
+        return rate * vector
 
     def _remember(self, own, gradient):
         return own

@@ -1,5 +1,9 @@
 """The loop over the steps of a chain, and what it does with max pooling."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -111,3 +115,61 @@ def test_an_error_of_the_objective_comes_through_the_loop():
             lambda: convolutional_hypergradient(ESTIMATORS["rmd"], pool),
             autograph=False,
         )()
+
+
+# TensorFlow puts temporary variables into graphs of 205 MB and more. That of a
+# sum with a variable of a loop in it failed the second call. It needs a process
+# with one CPU device.
+LARGE_BATCH = """
+import numpy as np, tensorflow as tf, keras_hposgld as hs
+
+rng = np.random.default_rng(0)
+x = tf.constant(rng.normal(size=(2, 40_000, 32)), tf.float32)
+sizes = [32, 64, 64, 64, 64, 1]
+weights = [
+    tf.constant(rng.normal(size=size) / 10.0, tf.float32)
+    for size in zip(sizes[:-1], sizes[1:])
+]
+
+def fit(weights, x):
+    for matrix in weights[:-1]:
+        x = tf.tanh(x @ matrix)
+    return tf.reduce_mean((x @ weights[-1] - 1.0) ** 2)
+
+def inner(strength, weights, batch):
+    return fit(weights, batch) + sum(
+        tf.exp(strength) * tf.reduce_sum(matrix**2) for matrix in weights
+    )
+
+problem = hs.BilevelProblem(inner, lambda h, w, batch: fit(w, batch))
+sampler = hs.SGLD(0.01, seed=0)
+for estimator in (
+    hs.estimators.RMD(num_steps=2),
+    hs.estimators.FMD(num_steps=2),
+    hs.estimators.HPOSGLD(0, 2),
+    hs.estimators.AdjointSGLD(0, 2),
+):
+    @tf.function(autograph=False)
+    def call(strength):
+        return hs.hypergradient(
+            *(problem, strength, weights),
+            estimator=estimator,
+            sampler=sampler,
+            inner_batches=x,
+            outer_batches=x,
+        ).hypergradient
+
+    first, second = call(tf.constant(-2.0)), call(tf.constant(-2.0))
+    assert first == second != 0.0, estimator
+"""
+
+
+def test_a_large_batch_leaves_no_temporary_variable_behind():
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_BATCH],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
