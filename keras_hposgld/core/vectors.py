@@ -7,8 +7,17 @@ what nothing depends on.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
+
+
+class Multiple(NamedTuple):
+    """A number times a vector, left so: to multiply takes a pass over it."""
+
+    number: Any
+    vector: list
 
 
 def zeros_like(vector: list) -> list:
@@ -28,6 +37,8 @@ def add(*vectors: list) -> list:
 
 def scaled(scale, vector: list) -> list:
     """`scale * vector`; `None` stands for zero and stays it."""
+    if isinstance(scale, float) and scale == 1.0:
+        return vector
     return [
         None if part is None else _in_dtype(scale, part.dtype) * part
         for part in vector

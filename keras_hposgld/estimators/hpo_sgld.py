@@ -29,6 +29,7 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.core.derivatives import vector_jacobian_product
 from keras_hposgld.core.vectors import add
+from keras_hposgld.core.vectors import Multiple
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import scaled
@@ -66,9 +67,8 @@ class HPOSGLD(SampledEstimator):
             `"paper"` (default), the Hessian-vector product of equation 22, or
             `"telescoped"`, the difference `v_m - v_{m-1}` that it approximates,
             which is cheaper and exact.
-        outer_every: Integer `>= 1`: the outer gradient is recomputed every
-            `outer_every` steps, and at the first, and reused in between. That
-            costs one more copy of the weights. Defaults to `1`.
+        outer_every: Integer `>= 1`, steps from one outer gradient to the next,
+            which costs one more copy of the weights. Defaults to `1`.
 
     Raises:
         ValueError: If a number is out of range or `curvature` is unknown.
@@ -109,22 +109,22 @@ class HPOSGLD(SampledEstimator):
 
     def contribute(self, chain: Chain, own: Sums, step: Step) -> tuple:
         """(22): what g loses, in the space of lambda and in that of theta."""
-        v, scales = step.outer.v, step.scales
-        y = chain.products(step.inner, scales.velocity(scales.force(v)))
+        v, scales, theta = step.outer.v, step.scales, step.before.params
+        rate, pushed = scales.pushed(v)
+        y = chain.products(step.inner, pushed)
+        rest = sum(chain.decay_products(theta, v, scales), [])[: len(y)]
+        if (direct := scales.direct(v)) is not None:
+            rest = add(rest, chain.products(step.inner, direct))
+        if any(part is not None for part in (*own.y, *own.u, *rest)):
+            rate, y = 1.0, scaled(rate, y)
         if own.y:
             y = add(scaled(chain.sampler.momentum, own.y), y)
-        by_lambda, by_theta = chain.decay_products(
-            step.before.params, v, scales
-        )
-        loss = add(y, [*by_lambda, *by_theta][: len(y)])
-        if (direct := scales.direct(v)) is not None:
-            loss = add(loss, chain.products(step.inner, direct))
-        number, u = len(chain.hyperparameters), own.u
+        number, u, loss = len(chain.hyperparameters), own.u, add(y, rest)
         if u:
             to_come = tf.gather(self.weights(), step.index)
             u = plus_scaled(u, -to_come, loss[number:])
             u = self._plus_change_of_v(chain, u, step, to_come)
-        return Sums(y if own.y else [], u), loss[:number]
+        return Sums(y if own.y else [], u), Multiple(rate, loss[:number])
 
     def _plus_change_of_v(self, chain, u, step, to_come):
         """Adds how v_m came about, from v_0 on, as often as it is to come."""

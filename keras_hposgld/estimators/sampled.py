@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.vectors import component_along
+from keras_hposgld.core.vectors import Multiple
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
@@ -114,7 +115,8 @@ class SampledEstimator(HypergradientEstimator):
 
         Returns:
             The own vectors after the step; x_m, which is subtracted, a list
-            like the hyperparameters, with `None` where there is no dependence.
+            like the hyperparameters, with `None` where there is no dependence,
+            or a `Multiple` of one.
         """
 
     def sources(self, chain: Chain, own: Any, position: Position) -> list:
@@ -194,11 +196,13 @@ class SampledEstimator(HypergradientEstimator):
                 outer_batch,
             ),
         )
+        number, x = x if isinstance(x, Multiple) else Multiple(1.0, x)
         chain.report_unused(x, outer.direct)
 
         weight = tf.gather(self.weights(), index)
         is_sample = tf.cast(index >= self.burn_in, weight.dtype)
-        h = plus_scaled(state.h, -weight, x)
+        number = tf.cast(number, state.h[0].dtype)
+        h = plus_scaled(state.h, -number * tf.cast(weight, number.dtype), x)
         h = plus_scaled(h, is_sample, outer.direct)
         first = self._first_contribution
         return SampledState(
@@ -209,7 +213,7 @@ class SampledEstimator(HypergradientEstimator):
             self._losses(state.losses, value, outer.value, index),
             state.error.add(
                 (
-                    component_along(h, x),
+                    number * component_along(h, x),
                     component_along(h, outer.direct),
                 ),
                 (-weight, is_sample),

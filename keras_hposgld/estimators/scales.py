@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_hposgld.core.vectors import Multiple
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.samplers.sampler import effective_scale
 from keras_hposgld.samplers.sampler import Sampler
@@ -24,6 +25,15 @@ class Scales(NamedTuple):
     def velocity(self, vector: list) -> list:
         """B times a vector."""
         return self.sampler.velocity_scale(vector, self.state, self.index)
+
+    def pushed(self, vector: list) -> Multiple:
+        """A B times a vector, without a pass over it where A B is a number."""
+        dtypes = [tf.float32, *(part.dtype for part in vector)]
+        widest = max(dtypes, key=lambda dtype: dtype.size)
+        number = self.sampler.uniform_scale(self.state, self.index, widest)
+        if number is None:
+            return Multiple(1.0, self.velocity(self.force(vector)))
+        return Multiple(number, vector)
 
     def direct(self, vector: list) -> list | None:
         """E times a vector; `None` where E is zero."""

@@ -175,6 +175,12 @@ class KerasSteps(Sampler):
             return None
         return self._scale(self._form.direct, vector, state, index)
 
+    def uniform_scale(self, state: dict, index: Any, dtype: Any):
+        """The learning rate for SGD without Nesterov's look ahead."""
+        if self._form.adapts or self._form.velocity is not None:
+            return None
+        return self.learning_rate_at(index, dtype)
+
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of a step, as Keras has it."""
         return tf.cast(rate_of(self.optimizer, index), dtype)

@@ -130,6 +130,13 @@ class Sampler(abc.ABC):
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """alpha, the learning rate of step `index`, as a scalar tensor."""
 
+    def uniform_scale(self, state: dict, index: Any, dtype: Any):
+        """A B as a scalar tensor, if it is the same number for all weights.
+
+        `None` (default): it is not. A number saves a pass over the weights.
+        """
+        return None
+
     def clip(self, gradient: list) -> list:
         """What the step makes of a gradient first, differentiably."""
         return gradient

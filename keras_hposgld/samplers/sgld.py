@@ -197,6 +197,13 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
             for position, part in enumerate(vector)
         ]
 
+    def uniform_scale(self, state: dict, index: Any, dtype: Any):
+        """The learning rate; `None` where a subclass has scales of its own."""
+        for name in ("force_scale", "velocity_scale", "_force"):
+            if getattr(type(self), name) is not getattr(SGLD, name):
+                return None
+        return self.learning_rate_at(index, dtype)
+
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of step `index`, as a scalar tensor."""
         return exact_rate(

@@ -419,3 +419,31 @@ def test_law_of_a_quadratic(make, momentum, integrator):
     )
     if integrator == "averaged":  # the exact law, at any step size
         np.testing.assert_allclose(expected, tau / curvature, rtol=1e-9)
+
+
+def test_a_subclass_with_scales_of_its_own_is_asked_for_them():
+    class Doubled(hs.SGLD):
+        """Moves the weights as `SGLD`, and says twice the force scale."""
+
+        def force_scale(self, vector, state, index):
+            parts = super().force_scale(vector, state, index)
+            return [2.0 * part for part in parts]
+
+    class Faster(hs.SGLD):
+        def velocity_scale(self, vector, state, index):
+            return [3.0 * part for part in vector]
+
+    problem = hs.BilevelProblem(
+        lambda h, w, batch: tf.reduce_sum((w - 1.0) ** 2 + h * w**2),
+        lambda h, w, batch: tf.reduce_sum((w - 0.5) ** 2),
+    )
+
+    def hypergradient(kind):
+        return hs.hypergradient(
+            *(problem, 0.3, tf.zeros([2])), sampler=kind(0.125, seed=0)
+        ).hypergradient
+
+    once = hypergradient(hs.SGLD)
+    assert once != 0.0
+    np.testing.assert_allclose(hypergradient(Doubled), 2.0 * once, rtol=1e-6)
+    np.testing.assert_allclose(hypergradient(Faster), 3.0 * once, rtol=1e-6)
