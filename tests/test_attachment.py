@@ -18,6 +18,7 @@ def is_dense_kernel(weight):
     return weight.name == "kernel" and weight.shape[-1] > 1
 
 
+@pytest.mark.slow
 def test_network_of_keras_applications_is_regularized_from_outside(tmp_path):
     keras.utils.set_random_seed(0)
     network = keras.applications.MobileNet(

@@ -4,6 +4,8 @@ import pytest
 from test_examples import EXAMPLES
 from test_examples import load
 
+pytestmark = pytest.mark.slow
+
 
 def test_step_cost(tmp_path):
     example = load("step_cost", EXAMPLES / "benchmarks")

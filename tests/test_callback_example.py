@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_examples import load
 
+pytestmark = pytest.mark.slow
+
 
 def test_callback_fashion_mnist(tmp_path, capsys):
     example = load("callback_fashion_mnist")

@@ -210,6 +210,7 @@ def test_diagnostics_are_means_over_the_chains(estimator):
     assert all(len(losses) == 5 for losses, _ in seen)
 
 
+@pytest.mark.slow
 def test_diagnostics_are_the_same_in_a_graph_and_leave_it_as_it_was():
     eager, graph = make_learner(run_eagerly=True), make_learner()
     first = fit(eager, hs.callbacks.ChainDiagnostics()).history

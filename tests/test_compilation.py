@@ -87,7 +87,10 @@ def fit(learner):
     return history.history
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    ["mlp", "cnn", pytest.param("transformer", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "estimator",
     [hs.estimators.HPOSGLD(1, 2), hs.estimators.AdjointSGLD(1, 2)],
@@ -171,7 +174,10 @@ def pure_outer_iteration(learner):
         ("cnn", hs.estimators.IFTCG(num_steps=4)),
         ("cnn", hs.estimators.IFTNeumann(num_steps=4)),
         ("transformer", hs.estimators.HPOSGLD(2, 2)),
-        ("transformer", hs.estimators.IFTCG(num_steps=4)),
+        pytest.param(
+            *("transformer", hs.estimators.IFTCG(num_steps=4)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=repr,
 )

@@ -41,8 +41,13 @@ def documented_objects():
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # On this page each block goes on from the one before.
 SESSION = ROOT / "docs" / "getting_started.md"
+SLOW_PAGES = {"getting_started.md", "adjoint_sgld.md", "samplers.md"}
 PAGE_BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(
+        block,
+        id=f"{page.name}-{number}",
+        marks=[pytest.mark.slow] if page.name in SLOW_PAGES else [],
+    )
     for page in PAGES
     for number, block in enumerate(
         ["".join(blocks(page.read_text()))]

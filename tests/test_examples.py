@@ -22,6 +22,7 @@ def load(name, folder=EXAMPLES):
     return module
 
 
+@pytest.mark.slow
 def test_learn_feature_relevance(tmp_path, capsys):
     example = load("learn_feature_relevance")
     example.main(["--quick", "--output", str(tmp_path)])
@@ -65,6 +66,7 @@ def test_polynomial_toy(tmp_path, capsys):
     assert "theta_2" in (tmp_path / "polynomial_toy.csv").read_text()
 
 
+@pytest.mark.slow
 def test_synthetic_1d(tmp_path):
     example = load("synthetic_1d")
     table_2, sizes, table_3 = example.main(
@@ -93,6 +95,7 @@ def test_exact_solution_of_the_synthetic_problem():
     assert abs(slope) < 1e-8
 
 
+@pytest.mark.slow
 def test_complexity_benchmark(tmp_path):
     example = load("complexity", EXAMPLES / "benchmarks")
     lines = example.main(["--quick", "--output", str(tmp_path)])

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_examples import load
 
+pytestmark = pytest.mark.slow
+
 
 def test_learn_invariance(tmp_path, capsys):
     example = load("learn_invariance_fashion_mnist")

@@ -257,6 +257,7 @@ def test_it_works_beside_the_callbacks_of_keras(tmp_path):
     assert hs.find_hyperparameters(loaded)[0].hyperparameter_values()
 
 
+@pytest.mark.slow
 def test_best_weights_come_back_with_their_hyperparameters():
     model = make_model()
     callback = make_callback(hyper_optimizer=keras.optimizers.SGD(3.0))
@@ -408,6 +409,7 @@ def arrays_in(path):
         return [file[name] for name in file.files]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_end(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_examples import load
 
+pytestmark = pytest.mark.slow
+
 
 def test_learn_loss_fashion_mnist(tmp_path, capsys):
     example = load("learn_loss_fashion_mnist")

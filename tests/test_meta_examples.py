@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_examples import load
 
+pytestmark = pytest.mark.slow
+
 
 def test_few_shot(tmp_path, capsys):
     example = load("few_shot_omniglot")

@@ -4,8 +4,11 @@ import csv
 import pathlib
 
 import numpy as np
+import pytest
 from test_examples import EXAMPLES
 from test_examples import load
+
+pytestmark = pytest.mark.slow
 
 UNROLLED = ["higher", "torchopt", "jax", "jax_loop", "jaxopt", "optimistix"]
 

@@ -140,6 +140,7 @@ KILLED = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_end(tmp_path):
     def run(folder, mode):
         folder.mkdir(exist_ok=True)

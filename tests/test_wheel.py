@@ -6,6 +6,11 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

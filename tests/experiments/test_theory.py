@@ -101,6 +101,7 @@ def test_closed_forms_of_one_weight(load):
             np.testing.assert_allclose(ratio, problem.limit(time), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_theorem_2(load, tmp_path, page):
     everything = load("theorem_2").main(
         ["--quick", "--output", str(tmp_path), "--page", str(page)]

@@ -153,6 +153,7 @@ def test_two_replicas_run_the_chain_of_one(mirrored, alias):
     assert_same(problem.run(placement_of(mirrored)), expected)  # eagerly
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["ift_neumann", "rmd", "fmd"])
 def test_two_replicas_run_the_chain_of_an_optimizer(mirrored, alias):
     problem = Problem(alias, "adamw")

@@ -92,8 +92,8 @@ def assert_replicas_are_alike(learner):
 
 ESTIMATORS = [
     hs.estimators.HPOSGLD(2, 2),
-    hs.estimators.AdjointSGLD(2, 2),
-    hs.estimators.ScoreCovariance(2, 4),
+    pytest.param(hs.estimators.AdjointSGLD(2, 2), marks=pytest.mark.slow),
+    pytest.param(hs.estimators.ScoreCovariance(2, 4), marks=pytest.mark.slow),
     hs.estimators.RMD(num_steps=3),
 ]
 
@@ -293,6 +293,7 @@ def test_one_device_strategy_is_the_same_bit_for_bit():
     assert single.evaluate(x, y, verbose=0) == plain.evaluate(x, y, verbose=0)
 
 
+@pytest.mark.slow
 def test_mirrored_strategy_of_one_replica_serves_every_estimator():
     alone = tf.distribute.MirroredStrategy(["CPU:0"])
     for estimator in ("hpo_sgld", "ift_cg", "rmd"):
@@ -345,6 +346,7 @@ def test_numbers_that_are_not_finite_change_nothing(mirrored):
     assert_replicas_are_alike(learner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_graph_does_not_grow_with_the_chain(mirrored, replicas):
     sizes = {}
