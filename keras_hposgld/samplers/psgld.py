@@ -125,6 +125,14 @@ class PSGLD(SGLD):
         """As at first, but for the gradients of the past chains."""
         return self.init(params) | {"squares": state["squares"]}
 
+    def force_scale(self, vector: list, state: dict, index: Any) -> list:
+        """The learning rate times the preconditioner times a vector."""
+        rates = self._rates(vector, index)
+        return [
+            _product(rates[part.dtype], part, scale)
+            for part, scale in zip(vector, state["preconditioner"], strict=True)
+        ]
+
     def largest_curvature_scale(self) -> float:
         """The bound of the preconditioner."""
         return (1.0 + self.epsilon) / self.epsilon

@@ -40,6 +40,7 @@ from keras_hposgld.samplers.sampler import rate_of
 from keras_hposgld.samplers.sampler import Sampler
 
 INTEGRATORS = ("euler", "averaged")
+SCALES = ("force_scale", "velocity_scale")
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 ARGUMENTS = ("temperature", "noise_scale", "noise", "seed", *CLIPPING, "name")
 ARGUMENTS += ("momentum", "integrator")  # all but the learning rate
@@ -188,21 +189,13 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
     def force_scale(self, vector: list, state: dict, index: Any) -> list:
         """The learning rate times a vector."""
         rates = self._rates(vector, index)
-        return [
-            self._force(
-                rates[part.dtype],
-                part,
-                {name: slots[position] for name, slots in state.items()},
-            )
-            for position, part in enumerate(vector)
-        ]
+        return [rates[part.dtype] * part for part in vector]
 
     def uniform_scale(self, state: dict, index: Any, dtype: Any):
         """The learning rate; `None` where a subclass has scales of its own."""
-        for name in ("force_scale", "velocity_scale", "_force"):
-            if getattr(type(self), name) is not getattr(SGLD, name):
-                return None
-        return self.learning_rate_at(index, dtype)
+        own = [getattr(type(self), name) for name in SCALES]
+        known = own == [getattr(SGLD, name) for name in SCALES]
+        return self.learning_rate_at(index, dtype) if known else None
 
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of step `index`, as a scalar tensor."""
