@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_hposgld.core import vectors
+from keras_hposgld.core import one_pass
 from keras_hposgld.hyperparameters import bounded_penalty as module
 from keras_hposgld.hyperparameters.bounded_penalty import bounded_penalty
 
@@ -38,7 +38,7 @@ def derivatives(function, deviation, unconstrained, vector, *arguments):
 def size(request, monkeypatch):
     """Weights that count as small, and ones that count as large."""
     if request.param == "compiled":
-        monkeypatch.setattr(vectors, "COMPILED_SIZE", 12)
+        monkeypatch.setattr(one_pass, "COMPILED_SIZE", 12)
 
 
 @pytest.mark.parametrize("how", ["eager", "graph", "xla"])

@@ -55,6 +55,7 @@ def check_number(
     value: Any,
     zero_allowed: bool = True,
     maximum: float | None = None,
+    below: float | None = None,
 ) -> float:
     """Checks a float argument, which must not be negative, and returns it.
 
@@ -64,17 +65,22 @@ def check_number(
         zero_allowed: Whether `value` may be zero. Defaults to `True`.
         maximum: Float, the greatest value allowed. `None` (default): any
             finite one.
+        below: Float, the least value that is too large. `None` (default):
+            there is none.
 
     Raises:
         ValueError: If `value` is not a number, not finite, or out of range.
     """
     number = _as_float(value)
     in_range = number >= 0 if zero_allowed else number > 0
-    limit = math.inf if maximum is None else maximum
-    if not (in_range and number <= limit and math.isfinite(number)):
+    in_range &= maximum is None or number <= maximum
+    in_range &= below is None or number < below
+    if not (in_range and math.isfinite(number)):
         bound = "0 or above" if zero_allowed else "above 0"
         if maximum is not None:
             bound += f" and at most {maximum}"
+        if below is not None:
+            bound += f" and below {below}"
         raise ValueError(
             f"`{name}` must be a finite number {bound}. "
             f"Received: {name}={value!r}."

@@ -4,9 +4,7 @@
 what nothing depends on.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -134,32 +132,3 @@ def agreement(vector: list, reference: list) -> tuple[float, float]:
 def component_along(vector: list, sample: list) -> tf.Tensor:
     """The length of a sample's projection on a vector, zero where that is."""
     return tf.math.divide_no_nan(dot(vector, sample), norm(vector))
-
-
-# From this size on, a pass over a tensor costs more than to have XLA compile
-# it away.
-COMPILED_SIZE = 2**16  # entries
-
-
-def is_large(shape: tf.TensorShape) -> bool:
-    """Whether a pass over a tensor of this shape is worth a compilation."""
-    return shape.is_fully_defined() and shape.num_elements() >= COMPILED_SIZE
-
-
-def in_one_pass(function: Callable) -> Callable:
-    """Has XLA compile an elementwise function where that saves time.
-
-    That is in a graph, where one of its arguments is large. The last bits of
-    the results may be others than TensorFlow's own.
-    """
-    compiled = tf.function(function, autograph=False, jit_compile=True)
-
-    @functools.wraps(function)
-    def call(*arguments):
-        shapes = [tensor.shape for tensor in tf.nest.flatten(arguments)]
-        worthwhile = any(is_large(shape) for shape in shapes)
-        if tf.executing_eagerly() or not worthwhile:
-            return function(*arguments)
-        return compiled(*arguments)
-
-    return call

@@ -12,7 +12,7 @@ import functools
 
 import tensorflow as tf
 
-from keras_hposgld.core.vectors import is_large
+from keras_hposgld.core.one_pass import is_large
 
 
 def bounded_penalty(

@@ -9,12 +9,11 @@ from another and a number, without losing any of them, so that different steps
 and different weights have different noise.
 """
 
-import functools
 import math
 
 import tensorflow as tf
 
-from keras_hposgld.core.vectors import is_large
+from keras_hposgld.core.one_pass import in_one_pass
 
 NOISES = ("gaussian", "rademacher")
 
@@ -41,7 +40,7 @@ def unit_noise(shape, dtype, noise, seed):
         noise: `"gaussian"` or `"rademacher"` (plus or minus one).
         seed: Integer tensor of shape `(2,)`.
     """
-    size = tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
+    size = _size(shape)
     if noise == "rademacher":
         return _signs(_words_of_bits(size, seed), shape, size, dtype)
     drawn_in = tf.as_dtype(dtype)
@@ -68,23 +67,28 @@ def plus_noise(tensor, scale, noise, seeds, variances=None):
         seeds: List of integer tensors of shape `(2,)`.
         variances: Tensor shaped like `tensor`, of the noise. Defaults to one.
     """
-    if noise == "rademacher" and is_large(tensor.shape):
-        size = tensor.shape.num_elements()
-        words = [_words_of_bits(size, seed) for seed in seeds]
-        return _compiled_plus_signs(tensor, scale, words, variances)
     static = tensor.shape.is_fully_defined()
     shape = tensor.shape if static else tf.shape(tensor)
+    if noise == "rademacher":
+        words = [_words_of_bits(_size(shape), seed) for seed in seeds]
+        return _plus_signs(tensor, scale, words, variances)
     draws = [unit_noise(shape, tensor.dtype, noise, seed) for seed in seeds]
     return tensor + scale * _spread(_mean(draws), variances)
 
 
-# One pass over the memory and not seven. Of logarithm and cosine TensorFlow's
-# own are the faster ones, so that Gaussian noise is left to it.
-@functools.partial(tf.function, autograph=False, jit_compile=True)
-def _compiled_plus_signs(tensor, scale, words, variances):
-    size, shape = tensor.shape.num_elements(), tensor.shape
+# Of logarithm and cosine TensorFlow's own are faster than XLA's, so that
+# Gaussian noise is left to it.
+@in_one_pass
+def _plus_signs(tensor, scale, words, variances):
+    static = tensor.shape.is_fully_defined()
+    shape = tensor.shape if static else tf.shape(tensor)
+    size = _size(shape)
     signs = [_signs(one, shape, size, tensor.dtype) for one in words]
     return tensor + scale * _spread(_mean(signs), variances)
+
+
+def _size(shape):
+    return tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
 
 
 def _spread(draws, variances):

@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_number
-from keras_hposgld.core.vectors import in_one_pass
+from keras_hposgld.core.one_pass import in_one_pass
 from keras_hposgld.samplers.registry import register
 from keras_hposgld.samplers.sgld import SGLD
 
@@ -95,12 +95,13 @@ class PSGLD(SGLD):
             name=name,
             **sgld_arguments,
         )
-        self.beta_2 = check_number("beta_2", beta_2)
-        if self.beta_2 >= 1.0:
-            raise ValueError(
-                f"`beta_2` must be below 1. Received: beta_2={beta_2}."
-            )
+        self.beta_2 = check_number("beta_2", beta_2, below=1)
         self.epsilon = check_number("epsilon", epsilon, zero_allowed=False)
+
+    slot_initializers = SGLD.slot_initializers | {
+        "preconditioner": "ones",
+        "squares": "zeros",
+    }
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -155,6 +156,9 @@ class PSGLD(SGLD):
             variables["preconditioner"], renewed["preconditioner"], strict=True
         ):
             self.assign(variable, value)
+
+    def _noise_variances(self, own):
+        return own["preconditioner"]
 
     def _force(self, rate, vector, own):
         return _product(rate, vector, own["preconditioner"])

@@ -133,7 +133,13 @@ class Sampler(abc.ABC):
     def uniform_scale(self, state: dict, index: Any, dtype: Any):
         """A B as a scalar tensor, if it is the same number for all weights.
 
-        `None` (default): it is not. A number saves a pass over the weights.
+        A number saves a pass over the weights. `None` (default): it is not one
+        number.
+
+        Args:
+            state: The state after step `index`.
+            index: Integer tensor, the step.
+            dtype: Dtype of the number.
         """
         return None
 

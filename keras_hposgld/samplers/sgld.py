@@ -115,11 +115,8 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
     ):
         if isinstance(learning_rate, numbers.Real):
             learning_rate = check_number("learning_rate", learning_rate, False)
-        clipping = {
-            "clipnorm": clipnorm,
-            "clipvalue": clipvalue,
-            "global_clipnorm": global_clipnorm,
-        }
+        limits = (clipnorm, clipvalue, global_clipnorm)
+        clipping = dict(zip(CLIPPING, limits, strict=True))
         for argument, value in clipping.items():
             if value is not None:
                 check_number(argument, value, zero_allowed=False)
@@ -127,12 +124,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         self.temperature = check_number("temperature", temperature)
         self.noise_scale = check_number("noise_scale", noise_scale)
         self.noise = check_known("noise", noise, NOISES)
-        self.momentum = check_number("momentum", momentum)
-        if self.momentum >= 1.0:
-            raise ValueError(
-                "`momentum` must be below 1. "
-                f"Received: momentum={momentum}. Use 0.9, for example."
-            )
+        self.momentum = check_number("momentum", momentum, below=1)
         self.integrator = check_known("integrator", integrator, INTEGRATORS)
         drawn = random.randint(1, 2**31 - 1) if seed is None else seed
         self.seed = check_seed("seed", drawn)
@@ -143,6 +135,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
     # The contract of a sampler.
 
     scale_slots = ()  # a preconditioner is constant within a chain
+    slot_initializers = {"velocity": "zeros"}
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -221,9 +214,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         super().build(variables)
         self._slots = {
             name: self.add_optimizer_variables(
-                variables,
-                name,
-                initializer="ones" if name == "preconditioner" else "zeros",
+                variables, name, initializer=self.slot_initializers[name]
             )
             for name in self.slot_names
         }
@@ -233,6 +224,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         # documents `_get_variable_index` for subclasses.
         step = tf.convert_to_tensor(self.iterations)
         position = self._get_variable_index(variable)
+        seeds = self._seeds(self.chain_seed, step)
         moved, own = self._move_one(
             tf.convert_to_tensor(variable),
             tf.cast(gradient, variable.dtype),
@@ -242,10 +234,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
                 for name, slots in self._slots.items()
             },
             self.learning_rate_at(step, variable.dtype),
-            [
-                fold_in(one, position)
-                for one in self._seeds(self.chain_seed, step)
-            ],
+            [fold_in(one, position) for one in seeds],
         )
         self.assign(variable, moved)
         for name, slots in self._slots.items():
@@ -262,10 +251,9 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
 
     def _seeds(self, seed, index):
         """The seeds whose noise a step averages; none without noise."""
-        if self.law_temperature is None:
-            return []
         steps = [index] if self.integrator == "euler" else [index, index + 1]
-        return [fold_in(seed, step) for step in steps]
+        has_noise = self.law_temperature is not None
+        return [fold_in(seed, step) for step in steps if has_noise]
 
     def _move_one(self, param, gradient, decay, own, rate, seeds):
         if decay is not None:  # first, as in Keras's AdamW
@@ -283,11 +271,19 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         if not seeds:
             return tensor
         variance = 2.0 * (1.0 - self.momentum) * self.temperature
-        scale = (sign * self.noise_scale) * tf.sqrt(
-            rate * tf.constant(variance, rate.dtype)
+        root = tf.sqrt(rate * tf.constant(variance, rate.dtype))
+        return plus_noise(
+            tensor,
+            (sign * self.noise_scale) * root,
+            self.noise,
+            seeds,
+            self._noise_variances(own),
         )
-        variances = own.get("preconditioner")
-        return plus_noise(tensor, scale, self.noise, seeds, variances)
+
+    # What a preconditioner changes.
+
+    def _noise_variances(self, own):
+        return None
 
     def _force(self, rate, vector, own):
         return rate * vector

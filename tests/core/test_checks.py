@@ -115,6 +115,7 @@ def test_number_out_of_range_is_refused():
         ((np.float32(0), False), "above 0"),
         ((1.5, True, 1), "0 or above and at most 1"),
         ((1.5, False, 1), "above 0 and at most 1"),
+        ((1, True, None, 1), "0 or above and below 1"),
     ):
         message = rf"`rate` must be a finite number {rule}\. Received: rate="
         with pytest.raises(ValueError, match=message):
