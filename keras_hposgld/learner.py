@@ -29,7 +29,12 @@ class Learner(SavedLearner):
         TypeError: If `model` is not a `keras.Model`.
     """
 
-    def __init__(self, model, seed=None, name=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
         super().__init__(name=name)
         if not isinstance(model, keras.Model):
             raise TypeError(

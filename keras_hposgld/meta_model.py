@@ -8,6 +8,7 @@ of a meta-batch, and one step with the mean of their hypergradients.
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import adapter
@@ -184,7 +185,9 @@ class MetaModel(LearnedHyperparameters, Learner):
         """The initial weights, then what layers and losses own."""
         return [*self.trainable_variables, *self.owned_hyperparameters]
 
-    def fit(self, x=None, *, callbacks=None, **keras_arguments):
+    def fit(
+        self, x: Any = None, *, callbacks: Any = None, **keras_arguments: Any
+    ) -> keras.callbacks.History:
         """Learns the initial weights.
 
         Args:
@@ -211,7 +214,9 @@ class MetaModel(LearnedHyperparameters, Learner):
             **keras_arguments,
         )
 
-    def evaluate(self, x=None, y=None, **keras_arguments):
+    def evaluate(
+        self, x: Any = None, y: Any = None, **keras_arguments: Any
+    ) -> Any:
         """Adapts to each task and judges the queries, as Keras's `evaluate`.
 
         Args:
@@ -221,7 +226,7 @@ class MetaModel(LearnedHyperparameters, Learner):
         self._build_on("x", x)
         return super().evaluate(x, y, **keras_arguments)
 
-    def predict(self, x, **keras_arguments):
+    def predict(self, x: Any, **keras_arguments: Any) -> np.ndarray:
         """Predicts the queries of each task by the model adapted to it.
 
         Args:

@@ -1,5 +1,7 @@
 """Tells whether the chains are long enough, in the logs of `fit`."""
 
+from typing import Any
+
 import keras
 
 from keras_hposgld.diagnostics import chain_statistics
@@ -50,7 +52,7 @@ class ChainDiagnostics(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, learning=None):
+    def __init__(self, learning: Any = None):
         super().__init__()
         self.learning = learning
         self._metrics = []

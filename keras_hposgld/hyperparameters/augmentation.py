@@ -1,5 +1,7 @@
 """Learned augmentation: random transformations whose ranges are learned."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -243,7 +245,7 @@ def _interpolate(images, rows, columns):
 
 
 def average_predictions(
-    model: keras.Model, images, num_samples: int = 8
+    model: keras.Model, images: Any, num_samples: int = 8
 ) -> tf.Tensor:
     """The mean of a model's predictions over learned transformations.
 
