@@ -17,6 +17,22 @@ if len(tf.config.list_physical_devices("CPU")) == 1:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def datasets_are_not_tuned():
+    # TensorFlow tunes each dataset in a thread. Whoever drops the iterator
+    # waits for that thread, and on a busy machine it sleeps up to a minute
+    # more before it notices.
+    options, iterate = tf.data.Options(), tf.data.Dataset.__iter__
+    options.autotune.enabled = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tf.data.Dataset,
+            "__iter__",
+            lambda dataset: iterate(dataset.with_options(options)),
+        )
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds():
     keras.utils.set_random_seed(0)
