@@ -424,6 +424,7 @@ def test_learner_is_loaded_with_its_ranges(tmp_path):
     np.testing.assert_array_equal(fit(loaded), fit(learner))
 
 
+@pytest.mark.slow
 def test_exported_model_has_no_augmentation_and_loads_alone(tmp_path, rng):
     learner = make_learner(hs.estimators.HPOSGLD(1, 2))
     fit(learner)

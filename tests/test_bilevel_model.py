@@ -193,6 +193,7 @@ def test_training_that_goes_on_equals_training_without_a_break():
     assert_same_state(whole, parts)
 
 
+@pytest.mark.slow
 def test_saved_learner_goes_on_in_a_new_process(tmp_path):
     dropout = keras.layers.Dropout(0.2, seed=4)
     learner = make_learner(keras.layers.BatchNormalization(), dropout)
@@ -322,7 +323,14 @@ def test_outer_objective_is_evaluated_in_inference_mode():
 
 @pytest.mark.parametrize(
     "estimator",
-    ["adjoint_sgld", "score_covariance", "ift_neumann", "ift_cg", "rmd", "fmd"],
+    [
+        "adjoint_sgld",
+        "score_covariance",
+        "ift_cg",
+        "rmd",
+        pytest.param("ift_neumann", marks=pytest.mark.slow),
+        pytest.param("fmd", marks=pytest.mark.slow),
+    ],
 )
 def test_every_estimator_serves_fit(tmp_path, estimator):
     if estimator == "score_covariance":

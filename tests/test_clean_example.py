@@ -5,6 +5,7 @@ import pytest
 from test_examples import load
 
 
+@pytest.mark.slow
 def test_clean_fashion_mnist(tmp_path, capsys):
     example = load("clean_fashion_mnist")
     results = example.main(

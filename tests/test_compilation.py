@@ -89,7 +89,11 @@ def fit(learner):
 
 @pytest.mark.parametrize(
     "network",
-    ["mlp", "cnn", pytest.param("transformer", marks=pytest.mark.slow)],
+    [
+        "mlp",
+        pytest.param("cnn", marks=pytest.mark.slow),
+        pytest.param("transformer", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(
     "estimator",
@@ -171,12 +175,14 @@ def pure_outer_iteration(learner):
     [
         ("cnn", hs.estimators.HPOSGLD(2, 2)),
         ("cnn", hs.estimators.AdjointSGLD(2, 2)),
-        ("cnn", hs.estimators.IFTCG(num_steps=4)),
-        ("cnn", hs.estimators.IFTNeumann(num_steps=4)),
-        ("transformer", hs.estimators.HPOSGLD(2, 2)),
-        pytest.param(
-            *("transformer", hs.estimators.IFTCG(num_steps=4)),
-            marks=pytest.mark.slow,
+        *(
+            pytest.param(network, estimator, marks=pytest.mark.slow)
+            for network, estimator in (
+                ("cnn", hs.estimators.IFTCG(num_steps=4)),
+                ("cnn", hs.estimators.IFTNeumann(num_steps=4)),
+                ("transformer", hs.estimators.HPOSGLD(2, 2)),
+                ("transformer", hs.estimators.IFTCG(num_steps=4)),
+            )
         ),
     ],
     ids=repr,

@@ -41,7 +41,12 @@ def documented_objects():
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # On this page each block goes on from the one before.
 SESSION = ROOT / "docs" / "getting_started.md"
-SLOW_PAGES = {"getting_started.md", "adjoint_sgld.md", "samplers.md"}
+SLOW_PAGES = {
+    "adjoint_sgld.md",
+    "deployment.md",
+    "getting_started.md",
+    "samplers.md",
+}
 PAGE_BLOCKS = [
     pytest.param(
         block,

@@ -188,7 +188,9 @@ def by_weights(learner, folder):
     return other
 
 
-@pytest.mark.parametrize("way", [by_file, by_weights])
+@pytest.mark.parametrize(
+    "way", [by_file, pytest.param(by_weights, marks=pytest.mark.slow)]
+)
 def test_training_goes_on_from_what_was_saved(tmp_path, way):
     learner = make_learner(make_table())
     fit(learner)

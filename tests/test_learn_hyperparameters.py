@@ -204,7 +204,7 @@ def test_batches_of_any_size_are_recorded(batch_size, jit_compile):
         # A warm adjoint grows: weights before a normalization that are pulled
         # to zero have a curvature which the steps cannot follow.
         hs.estimators.AdjointSGLD(2, 3, warm_start=False),
-        hs.estimators.IFTCG(num_steps=5),
+        pytest.param(hs.estimators.IFTCG(num_steps=5), marks=pytest.mark.slow),
     ],
 )
 def test_it_learns_which_inputs_count(estimator):

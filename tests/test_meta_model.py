@@ -364,6 +364,7 @@ def test_saved_learner_goes_on_as_if_it_had_not_stopped(tmp_path):
     np.testing.assert_array_equal(start_of(loaded), start_of(unbroken))
 
 
+@pytest.mark.slow
 def test_exported_model_loads_without_the_package(tmp_path):
     meta, tasks = make_meta(), make_tasks()
     meta.fit(tasks, verbose=0)

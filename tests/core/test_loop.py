@@ -164,6 +164,7 @@ for estimator in (
 """
 
 
+@pytest.mark.slow
 def test_a_large_batch_leaves_no_temporary_variable_behind():
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

@@ -105,7 +105,13 @@ def test_every_member_is_listed_here():
     }
 
 
-@pytest.mark.parametrize("alias", sorted(CONVERGED))
+@pytest.mark.parametrize(
+    "alias",
+    [
+        pytest.param(alias, marks=pytest.mark.slow if alias == "fmd" else [])
+        for alias in sorted(CONVERGED)
+    ],
+)
 def test_converged_estimate_is_the_closed_form(rng, alias):
     ridge = problems.Ridge(rng, num_features=100, num_inner=300)
     estimate = tf.function(

@@ -43,6 +43,7 @@ def central_differences(value, points, step=1e-5):
     return np.stack(columns, axis=1)
 
 
+@pytest.mark.slow
 def test_theorem_1(load, tmp_path, page):
     theorem_1 = load("theorem_1")
     rows, curves = theorem_1.main(
@@ -122,6 +123,7 @@ def test_theorem_2(load, tmp_path, page):
     assert "| plain, HPO-SGLD 100 + 100 |" in page.read_text()
 
 
+@pytest.mark.slow
 def test_ablation(load, tmp_path):
     results = load("ablation").main(["--quick", "--output", str(tmp_path)])
     results = results["synthetic"]

@@ -145,7 +145,13 @@ def on_two_replicas(problem, mirrored):
     return tf.function(lambda: problem.run(two), autograph=False)
 
 
-@pytest.mark.parametrize("alias", ESTIMATORS)
+@pytest.mark.parametrize(
+    "alias",
+    [
+        pytest.param(alias, marks=pytest.mark.slow if alias == "fmd" else [])
+        for alias in ESTIMATORS
+    ],
+)
 def test_two_replicas_run_the_chain_of_one(mirrored, alias):
     problem = Problem(alias)
     expected = problem.run(placement_of(None))

@@ -94,7 +94,7 @@ ESTIMATORS = [
     hs.estimators.HPOSGLD(2, 2),
     pytest.param(hs.estimators.AdjointSGLD(2, 2), marks=pytest.mark.slow),
     pytest.param(hs.estimators.ScoreCovariance(2, 4), marks=pytest.mark.slow),
-    hs.estimators.RMD(num_steps=3),
+    pytest.param(hs.estimators.RMD(num_steps=3), marks=pytest.mark.slow),
 ]
 
 
@@ -187,7 +187,17 @@ SLOTTED = {
 }
 
 
-@pytest.mark.parametrize("name", SLOTTED)
+# The others run in CI: a trace of two replicas takes ten seconds.
+QUICK = ("rmd", "ift_cg")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in SLOTTED
+    ],
+)
 def test_two_replicas_hold_the_optimizer_state_of_one(mirrored, name):
     estimator, optimizer = SLOTTED[name]
     arguments = dict(run_eagerly=name == "rmd_fo")
@@ -320,6 +330,7 @@ def test_chain_inside_of_replicas_gives_the_same(monkeypatch):
     assert_close(learner, expected)
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_saving(mirrored, tmp_path):
     learner = make_learner("adjoint_sgld", strategy=mirrored)
     fit(learner)
@@ -473,6 +484,7 @@ def fit_with_callback(strategy=None, inner_data=None):
     return model, learning, history.history
 
 
+@pytest.mark.slow
 def test_callback_on_two_replicas_does_what_it_does_on_one(mirrored):
     model, learning, expected = fit_with_callback(inner_data=make_data())
     other, learning_2, history = fit_with_callback(mirrored, make_data())
