@@ -11,24 +11,26 @@ from typing import Any
 
 import keras
 
-from keras_hposgld import adapter
-from keras_hposgld import export
-from keras_hposgld import levels
+from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.kinds import input_ranks_of
-from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
-from keras_hposgld.learner import Learner
-from keras_hposgld.memory import estimate_memory
-from keras_hposgld.memory import MemoryEstimate
-from keras_hposgld.memory import warn_if_too_much
-from keras_hposgld.outer_level import check_known
-from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.weight_copies import WeightCopies
+from keras_hposgld.hyperparameters.discovery import attach_regularizer
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.training import export
+from keras_hposgld.training import keras_problem
+from keras_hposgld.training.first_chain import FirstChain
+from keras_hposgld.training.learner import Learner
+from keras_hposgld.training.memory_estimate import estimate_memory
+from keras_hposgld.training.memory_estimate import MemoryEstimate
+from keras_hposgld.training.memory_estimate import warn_if_too_much
+from keras_hposgld.training.outer_level import check_known
+from keras_hposgld.training.update_guard import StopOnNonFinite
+from keras_hposgld.training.weight_copies import WeightCopies
 
 STARTS = ("continue", "initial")
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
-class BilevelModel(LearnedHyperparameters, Learner):
+class BilevelModel(Learner):
     """Wraps a Keras model so that `fit` learns its hyperparameters too.
 
     The progress bar counts outer iterations; each takes a chain of
@@ -99,6 +101,12 @@ class BilevelModel(LearnedHyperparameters, Learner):
         if self.built:
             self.find_hyperparameters()
 
+    def find_hyperparameters(self) -> list[Hyperparameter]:
+        """The objects that own the hyperparameters of the built model."""
+        if self.regularizer is not None:
+            attach_regularizer(self.model, self.regularizer, self.filter)
+        return super().find_hyperparameters()
+
     def compile(
         self,
         optimizer: Any,
@@ -132,7 +140,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
                 before it ended. `"initial"`: at the weights of the first fit.
             layer_state: `"carried"` (default) or `"frozen"`: what becomes of
                 the state of layers such as BatchNormalization and Dropout,
-                see `keras_hposgld.adapter`.
+                see `keras_hposgld.training.keras_problem`.
             warmup_steps: Integer. The hyperparameters stay as they are in
                 chains that start before so many inner steps. Defaults to `0`.
             max_skipped_updates: Integer. An outer iteration in which a number
@@ -247,7 +255,7 @@ class BilevelModel(LearnedHyperparameters, Learner):
             )
         self.seed = self.placement.agreed(self.seed)
         self.sampler.seed = self.placement.agreed(self.sampler.seed)
-        inner, outer, validation_data = levels.from_fit_arguments(
+        data = FitData.from_fit(
             (x, y, sample_weight),
             class_weight=class_weight,
             validation_split=validation_split,
@@ -262,25 +270,20 @@ class BilevelModel(LearnedHyperparameters, Learner):
             example_weights=self.example_weights,
         )
         with self.distribute_strategy.scope():
-            adapter.build_on(self, inner.first_batch(), self._weigh)
+            keras_problem.build_on(self, data.first_batch(), self._weigh)
             self._prepare()
             if self.start == "initial" and not self.starting_weights.are_set:
                 self.starting_weights.remember(self.trainable_variables)
-        num_steps, first = self.hypergradient.num_steps, levels.FirstChain()
-        warn_if_too_much(
-            self._memory_estimate(),
-            levels.size_of_chains([inner, outer], num_steps),
-        )
+        num_steps, first = self.hypergradient.num_steps, FirstChain()
+        warn_if_too_much(self._memory_estimate(), data.bytes_of(num_steps))
         chains = self.placement.chains(
-            lambda: levels.chains([inner, outer], num_steps, first),
-            {data.name: data.batch_size for data in (inner, outer)},
+            lambda: data.chains(num_steps, first), data.batch_sizes
         )
         return super().fit(
             chains,
             epochs=epochs,
-            steps_per_epoch=steps_per_epoch
-            or levels.chains_per_pass(inner, num_steps),
-            validation_data=validation_data,
+            steps_per_epoch=steps_per_epoch or data.chains_per_epoch(num_steps),
+            validation_data=data.validation_data,
             validation_batch_size=validation_batch_size or batch_size,
             shuffle=False,  # done already
             callbacks=self.with_callbacks(
@@ -331,10 +334,10 @@ class BilevelModel(LearnedHyperparameters, Learner):
     def train_step(self, data):
         """One outer iteration, on the stacked batches of one chain."""
         outer_level = self.outer_level
-        problem = adapter.KerasProblem(
+        problem = keras_problem.KerasProblem(
             self,
             self.hyperparameters,
-            adapter.layer_variables(self.model),
+            keras_problem.layer_variables(self.model),
             outer_level.loss(self),
             outer_level.layer_state,
             weigh=self._weigh,
@@ -365,6 +368,12 @@ class BilevelModel(LearnedHyperparameters, Learner):
             f" Hyperparameters: {number:,} (learned on the outer data; Keras "
             "counts those of its layers as non-trainable)"
         )
+
+    def state(self) -> dict[str, list[keras.Variable]]:
+        """All variables that training resumes from, by what they are."""
+        return super().state() | {
+            "starting_weights": list(self.starting_weights.weights)
+        }
 
     def own_compile_arguments(self) -> dict:
         return super().own_compile_arguments() | {

@@ -11,25 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld import adapter
 from keras_hposgld import estimators
-from keras_hposgld import export
-from keras_hposgld.data.batches import check_element
-from keras_hposgld.estimators import descent
-from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
-from keras_hposgld.learner import Learner
-from keras_hposgld.meta_problem import MetaProblem
-from keras_hposgld.safeguards import StopOnNonFinite
-from keras_hposgld.samplers.noise import fold_in
-from keras_hposgld.tasks import flat
-from keras_hposgld.tasks import mean
-from keras_hposgld.tasks import over_tasks
-from keras_hposgld.tasks import summable
+from keras_hposgld.meta.task_chains import TaskChains
+from keras_hposgld.meta.tasks import check_meta_batches
+from keras_hposgld.meta.tasks import flat
+from keras_hposgld.training import export
+from keras_hposgld.training import keras_problem
+from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.placement.on_replica import local_loss
+from keras_hposgld.training.update_guard import StopOnNonFinite
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
-class MetaModel(LearnedHyperparameters, Learner):
+class MetaModel(Learner):
     """Wraps a Keras model so that `fit` learns its initial weights.
 
     Its own weights are the initial ones; `adapt` gives a model for a task. A
@@ -84,8 +78,6 @@ class MetaModel(LearnedHyperparameters, Learner):
     print(adapted.predict(x_query[0], verbose=0).shape)
     ```
     """
-
-    regularizer = filter = None  # learned ones come with the layers
 
     def compile(
         self,
@@ -150,7 +142,7 @@ class MetaModel(LearnedHyperparameters, Learner):
             else adaptation_steps,
             0,
         )
-        self._adapt_function = None
+        self._chains = TaskChains(self)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -248,53 +240,29 @@ class MetaModel(LearnedHyperparameters, Learner):
             raise RuntimeError("`compile(...)` must be called before.")
 
     def _build_on(self, name, tasks):
-        if not isinstance(tasks, tf.data.Dataset):
-            raise ValueError(
-                f"`{name}` must be a `tf.data.Dataset` of meta-batches. "
-                f"Received: {type(tasks).__name__}. Use "
-                "`keras_hposgld.data.episodes`, or "
-                "`tf.data.Dataset.from_tensor_slices(((x_support, y_support), "
-                "(x_query, y_query))).batch(meta_batch_size)`."
-            )
-        spec = tasks.element_spec
-        if not isinstance(spec, tuple) or len(spec) != 2:
-            raise ValueError(
-                f"The elements of `{name}` must be "
-                "((x_support, y_support), (x_query, y_query)). Received: "
-                f"{spec}."
-            )
-        for part in spec:
-            check_element(name, part)
+        check_meta_batches(name, tasks)
         self._check_compiled()
         if self.train_function is None and self.test_function is None:
             support = next(iter(tasks))[0]
             with self.distribute_strategy.scope():
                 first = tf.nest.map_structure(lambda x: x[0], support)
-                adapter.build_on(self, first)
+                keras_problem.build_on(self, first)
                 self._prepare()
 
     def _maybe_symbolic_build(self, *args, **kwargs):
         """Does nothing: everything has been built on a task."""
 
-    def _chain(self, problem, number):
-        """The chain in task `number` of the meta-batch."""
-        iteration = fold_in(self.sampler.chain_seed, self.outer_iterations)
-        return estimators.Chain(
-            problem,
-            adapter.tensors(self.hyperparameters),
-            self.sampler,
-            first_step=0,
-            seed=fold_in(iteration, number),
-            names=tuple(v.path for v in self.hyperparameters),
-        )
-
     def train_step(self, tasks):
         """One outer iteration, on a meta-batch."""
-        number, sums = self.placement.sum(self._estimate_tasks, tasks)
-        inner_loss, outer_loss, hypergradient, layer_state = mean(sums, number)
+        shows_metrics = len(self.metrics) > len(self.outer_level.metrics) + 1
+        inner_loss, outer_loss, hypergradient, layer_state = (
+            self._chains.estimate(
+                tasks, self._count_metrics if shows_metrics else None
+            )
+        )
 
         def keep_layer_state():
-            variables = adapter.layer_variables(self.model)
+            variables = keras_problem.layer_variables(self.model)
             for variable, value in zip(variables, layer_state, strict=True):
                 variable.assign(tf.cast(value, variable.dtype))
 
@@ -309,94 +277,20 @@ class MetaModel(LearnedHyperparameters, Learner):
             also=keep_layer_state,
         )
         self.outer_level.track_loss(outer_loss)
-        adapter.loss_metric(self).update_state(inner_loss)
+        keras_problem.loss_metric(self).update_state(inner_loss)
         return self.get_metrics_result()
-
-    def _estimate_tasks(self, tasks):
-        """Sums over the tasks of one replica, and how many there are."""
-        shows_metrics = len(self.metrics) > len(self.outer_level.metrics) + 1
-
-        def estimate_task(number, task):
-            support, query = task
-            problem = MetaProblem(self, support, query, self.proximal)
-            chain = self._chain(problem, number)
-            estimate = estimators.run_chain(self.hypergradient, chain, None)
-            layer_state, _ = estimate.carry
-            sums = (
-                estimate.inner_loss,
-                estimate.outer_loss,
-                estimate.hypergradient,
-                [summable(value) for value in layer_state],
-            )
-            if not shows_metrics:
-                return sums, ()
-            return sums, problem.predict(
-                chain.hyperparameters,
-                estimate.params,
-                query[0],
-                estimate.carry,
-            )
-
-        zero = tf.zeros([], keras.config.floatx())
-        zeros = (
-            zero,
-            zero,
-            [tf.zeros_like(v.value) for v in self.hyperparameters],
-            [
-                tf.zeros_like(summable(value))
-                for value in adapter.tensors(
-                    adapter.layer_variables(self.model)
-                )
-            ],
-        )
-        spec = self._prediction_spec(tasks[1][0]) if shows_metrics else ()
-        number, sums, y_pred = over_tasks(estimate_task, tasks, zeros, spec)
-        if shows_metrics:
-            self._count_metrics(tasks[1], y_pred)
-        return number, sums
 
     def _count_metrics(self, query, y_pred):
         x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
         self.compute_metrics(x, y, flat(y_pred), sample_weight)
 
-    def _adapt(self, support, number, num_steps):
-        """The problem of a task, its chain and the state after some steps."""
-        problem = MetaProblem(self, support, proximal=self.proximal)
-        chain = self._chain(problem, number)
-        params = adapter.tensors(self.trainable_variables)
-        return problem, chain, descent.run(chain, params, num_steps)
-
-    def _predict_queries(self, tasks):
-        def predict(number, task):
-            support, x = task
-            problem, chain, state = self._adapt(
-                support, number, self.adaptation_steps
-            )
-            return (), problem.predict(
-                chain.hyperparameters,
-                state.position.params,
-                x,
-                state.position.carry,
-            )
-
-        spec = self._prediction_spec(tasks[1])
-        return over_tasks(predict, tasks, (), spec)[-1]
-
-    def _prediction_spec(self, x):
-        """What the model predicts for the queries of one task, as specs."""
-        return self.model.compute_output_spec(
-            keras.tree.map_structure(
-                lambda t: keras.KerasTensor(t.shape[1:], t.dtype.name), x
-            )
-        )
-
     def test_step(self, tasks):
         """Losses and metrics of the queries, after adaptation."""
         support, query = tasks
-        y_pred = flat(self._predict_queries((support, query[0])))
+        y_pred = flat(self._chains.predict(support, query[0]))
         x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
         loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-        adapter.loss_metric(self).update_state(
+        keras_problem.loss_metric(self).update_state(
             local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
         )
         logs = self.compute_metrics(x, y, y_pred, sample_weight)
@@ -406,7 +300,7 @@ class MetaModel(LearnedHyperparameters, Learner):
         """The predictions of the queries of a meta-batch."""
         support, query = tasks
         x = query[0] if isinstance(query, tuple) else query
-        return self._predict_queries((support, x))
+        return self._chains.predict(support, x)
 
     def adapt(
         self, x: Any, y: Any, *, num_steps: int | None = None
@@ -433,21 +327,13 @@ class MetaModel(LearnedHyperparameters, Learner):
         support = tf.nest.map_structure(
             lambda array: tf.convert_to_tensor(array), (x, y)
         )
-        adapter.build_on(self, support)
+        keras_problem.build_on(self, support)
         num_steps = self.adaptation_steps if num_steps is None else num_steps
         num_steps = estimators.check_count("num_steps", num_steps, 0)
-        if self._adapt_function is None:
-
-            def state_after(support, num_steps):
-                return self._adapt(support, 0, num_steps)[-1]
-
-            self._adapt_function = tf.function(
-                state_after, autograph=False, reduce_retracing=True
-            )
-        state = self._adapt_function(support, tf.constant(num_steps))
+        adapted = self._chains.weights_after(support, num_steps)
         model = export.export_model(self.model)
         for weight, value in zip(
-            model.trainable_variables, state.position.params, strict=True
+            model.trainable_variables, adapted, strict=True
         ):
             weight.assign(value)
         return model

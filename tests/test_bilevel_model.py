@@ -1,5 +1,7 @@
 """`BilevelModel` as a Keras model that learns on two levels."""
 
+import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -11,6 +13,8 @@ import tensorflow as tf
 
 import keras_hposgld as hs
 from keras_hposgld.data.arrays import ArrayData
+
+TESTS = pathlib.Path(__file__).parent
 
 
 def make_data(n=48, seed=0, classes=3):
@@ -202,8 +206,6 @@ def test_saved_learner_goes_on_in_a_new_process(tmp_path):
     fit(learner)
     script = textwrap.dedent(
         f"""
-        import sys
-        sys.path.insert(0, {str(sys.path[0])!r})
         import keras
         import keras_hposgld
         import numpy as np
@@ -217,7 +219,8 @@ def test_saved_learner_goes_on_in_a_new_process(tmp_path):
     subprocess.run(
         [sys.executable, "-c", script],
         check=True,
-        cwd=str(__import__("pathlib").Path(__file__).parent),
+        cwd=TESTS,
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
     )
     with np.load(tmp_path / "state.npz") as loaded:
         for value, name in zip(state(learner), loaded, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld import levels
+from keras_hposgld.data.fit_data import FitData
 
 
 def learnable():
@@ -140,19 +140,20 @@ def test_start_initial_may_come_after_other_training():
 
 def test_class_weight_stays_with_the_training_data():
     y = np.repeat([0, 1], 30)
-    inner, outer, validation = levels.from_fit_arguments(
+    data = FitData.from_fit(
         (X, y, None),
         class_weight={0: 1.0, 1: 5.0},
         outer_split=0.2,
         validation_split=0.2,
     )
+    (inner, outer), validation = data.levels, data.validation_data
     np.testing.assert_array_equal(
         inner.examples[2], np.where(y[:38] == 1, 5.0, 1.0)
     )
     assert len(outer.examples) == 2
     assert validation[2] is None
     with pytest.raises(ValueError, match="`class_weight` needs one array"):
-        levels.from_fit_arguments(
+        FitData.from_fit(
             (X, {"p": y}, None), class_weight={0: 2.0}, outer_data=(X, y)
         )
 

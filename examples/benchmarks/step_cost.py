@@ -24,10 +24,10 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import keras_hposgld as hs  # noqa: E402
-from keras_hposgld import adapter  # noqa: E402
 from keras_hposgld.core.derivatives import linearize_gradient  # noqa: E402
 from keras_hposgld.core.derivatives import value_and_gradients  # noqa: E402
 from keras_hposgld.core.loop import run_pooling_steps  # noqa: E402
+from keras_hposgld.training import keras_problem  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
@@ -129,7 +129,7 @@ def learner_call(learner, x, y, num_steps):
     inner = (x, y)
     if learner.example_weights is not None:
         inner = (x, y, np.arange(len(x)))
-    adapter.build_on(learner, inner, learner._weigh)
+    keras_problem.build_on(learner, inner, learner._weigh)
     learner._prepare()
     learner.make_train_function()
     chains = tf.data.Dataset.zip(
@@ -234,17 +234,17 @@ def measure_phases(name, options):
     learner = make_learner(
         name, x, "hpo_sgld", {"temperature": 1e-6}, options.quick
     )
-    adapter.build_on(learner, (x, y))
+    keras_problem.build_on(learner, (x, y))
     learner._prepare()
-    problem = adapter.KerasProblem(
+    problem = keras_problem.KerasProblem(
         learner,
         learner.hyperparameters,
-        adapter.layer_variables(learner.model),
+        keras_problem.layer_variables(learner.model),
         learner.outer_level.loss(learner),
         tracks_metrics=False,
     )
-    hypers = adapter.tensors(problem.hyperparameters)
-    weights = adapter.tensors(problem.weights)
+    hypers = keras_problem.tensors(problem.hyperparameters)
+    weights = keras_problem.tensors(problem.weights)
     batch, carry = (tf.constant(x), tf.constant(y)), problem.initial_carry
     noises = {
         noise: hs.SGLD(LEARNING_RATE, temperature=1e-6, noise=noise, seed=0)

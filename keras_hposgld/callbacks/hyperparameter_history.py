@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
-from keras_hposgld.hyperparameters.hyperparameter import values_by_path
+from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.discovery import values_by_path
 
 
 class HyperparameterHistory(keras.callbacks.Callback):

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.hyperparameters.hyperparameter import find_hyperparameters
-from keras_hposgld.hyperparameters.hyperparameter import values_by_path
+from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.discovery import values_by_path
 
 NUM_BUCKETS = 30
 LOGS = ("outer_loss", "hypergradient_norm", "skipped_updates")

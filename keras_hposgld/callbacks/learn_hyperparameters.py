@@ -8,22 +8,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld import adapter
 from keras_hposgld import estimators
-from keras_hposgld import levels
 from keras_hposgld import samplers
+from keras_hposgld.callbacks.backup import Backup
 from keras_hposgld.callbacks.recent_examples import RecentExamples
 from keras_hposgld.data import kinds
 from keras_hposgld.data.arrays import as_arrays
-from keras_hposgld.hyperparameters.hyperparameter import variables_of
-from keras_hposgld.learned_hyperparameters import LearnedHyperparameters
-from keras_hposgld.outer_level import OuterLevel
+from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.hyperparameters.discovery import attach_regularizer
+from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.discovery import values_by_path
+from keras_hposgld.hyperparameters.discovery import variables_of
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.summary import print_summary
 from keras_hposgld.samplers import SGLD
-from keras_hposgld.saved_learner import random_states
+from keras_hposgld.training import keras_problem
 from keras_hposgld.training import placement
+from keras_hposgld.training.outer_level import OuterLevel
+from keras_hposgld.training.state import checkpointed
+from keras_hposgld.training.state import state_of
 
 
-class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
+class LearnHyperparameters(keras.callbacks.Callback):
     """Updates the learnable hyperparameters of a model every so many batches.
 
     The model is trained as it would be without the callback, with any
@@ -62,7 +68,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         outer_loss: Keras loss. `None` (default): the compiled loss without the
             regularization.
         layer_state: `"carried"` (default) or `"frozen"`, see
-            `keras_hposgld.adapter`.
+            `keras_hposgld.training.keras_problem`.
         warmup_batches: Integer: no chain before so many batches. Defaults to
             `0`.
         max_skipped_updates: Integer: after so many outer iterations in a row
@@ -136,7 +142,7 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         )
         self.regularizer = regularizer
         self.filter = filter
-        self.backup_dir = backup_dir
+        self.backup_dir, self.backup = backup_dir, Backup(backup_dir)
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.outer_level = OuterLevel()
         self.outer_level.configure(
@@ -169,7 +175,10 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
             self._outer = self._level("outer_data", self.outer_data)
             if self.inner_data is not None:
                 self._inner = self._level("inner_data", self.inner_data)
-                levels.check_same_structure(self._inner, self._outer)
+            levels = [self._inner, self._outer]
+            self._data = FitData(
+                [level for level in levels if level is not None]
+            )
         owners = self.find_hyperparameters()
         self._refuse_decay(model)
         with model.distribute_strategy.scope():
@@ -222,10 +231,10 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
         model, outer_level = self.model, self.outer_level
 
         def run_chain(inner_batches, outer_batches):
-            problem = adapter.KerasProblem(
+            problem = keras_problem.KerasProblem(
                 model,
                 self._hyperparameters,
-                adapter.layer_variables(model),
+                keras_problem.layer_variables(model),
                 outer_level.loss(model),
                 outer_level.layer_state,
                 tracks_metrics=False,
@@ -280,11 +289,9 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
     def _draw(self):
         """Pairs of stacked inner and outer batches, or the outer ones alone."""
         first = int(self.outer_level.iterations.numpy())
-        drawn = [self._inner, self._outer]
-        drawn = [data for data in drawn if data is not None]
         return self._placement.chains(
-            lambda: levels.chains(drawn, self._num_steps, lambda: first),
-            {data.name: data.batch_size for data in drawn},
+            lambda: self._data.chains(self._num_steps, lambda: first),
+            self._data.batch_sizes,
         )
 
     def on_epoch_end(self, epoch, logs=None):
@@ -296,37 +303,61 @@ class LearnHyperparameters(LearnedHyperparameters, keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._stop_recording()
         self.model.train_function = self._plain_train_function
-        if self.backup_dir is not None and tf.io.gfile.exists(self.backup_dir):
-            tf.io.gfile.rmtree(self.backup_dir)
+        self.backup.remove()
 
-    def _backups(self):
-        """The last two: the model's own backup decides which one counts."""
-        parts = dict(
-            outer_level=self.outer_level,
-            hyper_optimizer=self.outer_level.hyper_optimizer,
-            sampler=self.sampler,
-            memory=[v.value for v in self.outer_level.memory.values],
-            recent=self.recent,
-            random_states=[v.value for v in random_states(self.model)],
-            hyperparameters=[v.value for v in self._hyperparameters],
-            num_batches=tf.Variable(self._num_batches, dtype=tf.int64),
-        )
+    # The hyperparameters.
+
+    def find_hyperparameters(self) -> list[Hyperparameter]:
+        """The objects that own the hyperparameters of the built model."""
         if self.regularizer is not None:
-            parts["regularizer"] = self.regularizer
-        return tf.train.CheckpointManager(
-            tf.train.Checkpoint(**parts), self.backup_dir, max_to_keep=2
+            attach_regularizer(self.model, self.regularizer, self.filter)
+        return find_hyperparameters(self.model)
+
+    @property
+    def hyperparameters(self) -> list[keras.Variable]:
+        """The unconstrained variables, in the order of the weights."""
+        return variables_of(self.find_hyperparameters())
+
+    def hyperparameter_values(self) -> dict[str, np.ndarray]:
+        """The constrained values: `{path: NumPy array}`."""
+        return values_by_path(self.find_hyperparameters())
+
+    def hyperparameter_summary(self, print_fn: Callable | None = None) -> None:
+        """Prints path, granularity, number, minimum, median and maximum.
+
+        Args:
+            print_fn: Function of a string, called for each line. Defaults to
+                `print`.
+        """
+        print_summary(self.find_hyperparameters(), print_fn)
+
+    # Backups.
+
+    @property
+    def _step(self):
+        return int(self.model.optimizer.iterations.numpy())
+
+    def _state(self):
+        """The state; the weights are in the model's own backup."""
+        state = state_of(
+            self.model,
+            self.find_hyperparameters(),
+            self.outer_level,
+            self.sampler.keras_optimizer(),
         )
+        del state["weights"]
+        module = checkpointed(state)
+        module.recent = self.recent
+        module.num_batches = tf.Variable(self._num_batches, dtype=tf.int64)
+        return module
 
     def _back_up(self):
-        if self.backup_dir is not None:
-            self._backups().save(int(self.model.optimizer.iterations.numpy()))
+        if self.backup.folder is not None:
+            self.backup.save(self._step, self._state())
 
     def _restore(self):
-        step = int(self.model.optimizer.iterations.numpy())
-        if self.backup_dir is None or step == 0:
+        if self.backup.folder is None:
             return
-        backups = self._backups()
-        for path in backups.checkpoints:
-            if path.endswith(f"-{step}"):
-                backups.checkpoint.restore(path)
-                self._num_batches = int(backups.checkpoint.num_batches)
+        state = self._state()
+        if self.backup.restore(self._step, state):
+            self._num_batches = int(state.num_batches)

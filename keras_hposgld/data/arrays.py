@@ -16,9 +16,10 @@ from keras_hposgld.data.batches import as_tuples
 from keras_hposgld.data.batches import checked_batch_size
 from keras_hposgld.data.batches import open_spec
 from keras_hposgld.data.batches import order_of_pass
+from keras_hposgld.data.level import Level
 
 
-class ArrayData:
+class ArrayData(Level):
     """Examples of one level, held as tensors.
 
     Args:
@@ -70,8 +71,8 @@ class ArrayData:
             lambda x: x[: self.batch_size], self.examples
         )
 
-    def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
-        """Stacked batches for chain number `first()`, `first() + 1`, ..."""
+    def chains(self, num_steps, first=lambda: 0):
+        # Drawn by the number of the chain: `first()`, `first() + 1`, ...
 
         def draw():
             for chain in itertools.count(first()):

@@ -1,22 +1,16 @@
-"""What all kinds of data have in common.
-
-One outer iteration takes as many inner batches, and as many outer batches, as
-its chain has steps. Each kind of data (`arrays.py`, `streams.py`,
-`sequences.py`) has `chains(num_steps, first)`, a dataset of such batches
-stacked on a new leading axis; `name`, for messages; `first_batch()`; `spec`,
-the structure of `tf.TensorSpec`s of a batch; and `batches_per_pass`, a float.
-"""
+"""Batches: their checks, their order, and how they are stacked."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
+from keras_hposgld.data.level import Level
 
 DEFAULT_BATCH_SIZE = 32
 
 
-class BatchedData:
+class BatchedData(Level):
     """Data that come in batches, of which one has been read.
 
     Args:

@@ -78,21 +78,8 @@ def episodes(
     seed = check_seed("seed", seed)
     first_batch = check_count("first_batch", first_batch, 0)
     images = tf.convert_to_tensor(images)
-    labels = np.asarray(labels).reshape(-1)
-    if len(labels) != images.shape[0]:
-        raise ValueError(
-            "`images` and `labels` must have one length. Received: "
-            f"{images.shape[0]} images and {len(labels)} labels."
-        )
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     needed = shots + queries
-    members = [indices for indices in members if len(indices) >= needed]
-    if len(members) < ways:
-        raise ValueError(
-            f"`labels` must hold at least {ways} classes (`ways`) of at least "
-            f"{needed} examples (`shots + queries`). Received: "
-            f"{len(members)} such classes. Use fewer ways, shots or queries."
-        )
+    members = _classes(images, labels, ways, needed)
 
     def task(random):
         chosen = random.permutation(len(members))[:ways]
@@ -130,3 +117,22 @@ def episodes(
             tf.data.experimental.assert_cardinality(num_batches)
         )
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _classes(images, labels, ways, needed):
+    """The indices of the examples of each class that has enough of them."""
+    labels = np.asarray(labels).reshape(-1)
+    if len(labels) != images.shape[0]:
+        raise ValueError(
+            "`images` and `labels` must have one length. Received: "
+            f"{images.shape[0]} images and {len(labels)} labels."
+        )
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    members = [indices for indices in members if len(indices) >= needed]
+    if len(members) < ways:
+        raise ValueError(
+            f"`labels` must hold at least {ways} classes (`ways`) of at least "
+            f"{needed} examples (`shots + queries`). Received: "
+            f"{len(members)} such classes. Use fewer ways, shots or queries."
+        )
+    return members

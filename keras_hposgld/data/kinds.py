@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.data.arrays import ArrayData
+from keras_hposgld.data.level import Level
 from keras_hposgld.data.sequences import SequenceData
 from keras_hposgld.data.streams import GeneratorData
 from keras_hposgld.data.streams import StreamData
@@ -37,7 +38,7 @@ def level_data(
     seed=0,
     input_ranks=None,
     class_weight=None,
-) -> ArrayData | StreamData | SequenceData | GeneratorData:
+) -> Level:
     """One level of data, from what a Keras user passes to `fit`.
 
     Args:

@@ -1,9 +1,11 @@
 """A table of hyperparameters, as text."""
 
+from collections.abc import Callable
+
 import numpy as np
 
+from keras_hposgld.hyperparameters.discovery import values_by_path
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
-from keras_hposgld.hyperparameters.hyperparameter import values_by_path
 
 COLUMNS = ("path", "granularity", "number", "minimum", "median", "maximum")
 
@@ -49,3 +51,11 @@ def summarize(owners: list[Hyperparameter]) -> list[str]:
         "-" * len(head),
         f"{total:,} hyperparameters",
     ]
+
+
+def print_summary(
+    owners: list[Hyperparameter], print_fn: Callable | None = None
+) -> None:
+    """Prints that table, by `print_fn` or by `print`."""
+    for row in summarize(owners):
+        (print_fn or print)(row)

@@ -1,5 +1,8 @@
 """Variables for numbers that are learned, and the way back from a bound."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -84,3 +87,14 @@ def bounded_value(variable, max_value: float) -> tf.Tensor:
     variable = tf.convert_to_tensor(variable)
     bijector = bijectors.bounded(max_value, variable.dtype.name)
     return bijector.forward(variable)
+
+
+@contextlib.contextmanager
+def scope_of(path: str) -> Iterator[None]:
+    """Name scopes in which a variable's path begins with `path`."""
+    with contextlib.ExitStack() as stack:
+        override = {"override_parent": ""}  # whatever scope is open by now
+        for name in path.split("/"):
+            stack.enter_context(keras.name_scope(name, **override))
+            override = {}
+        yield

@@ -1,0 +1,94 @@
+"""Arrays of examples: cut in two, or with their positions beside them."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld.data.kinds import yields_batches
+from keras_hposgld.data.level import Level
+
+
+def split_off(
+    examples: tuple, fraction: float, name: str
+) -> tuple[tuple, tuple]:
+    """Cuts the last part off a tuple of arrays, as Keras does for validation.
+
+    Args:
+        examples: Tuple of structures of arrays with one length, or of `None`.
+        fraction: Float, the share of the last part.
+        name: What the user calls this share.
+
+    Returns:
+        The first part and the last part.
+
+    Raises:
+        ValueError: If `fraction` leaves nothing on either side, or if there
+            are no arrays to cut.
+    """
+    if yields_batches(examples[0]):
+        raise ValueError(
+            f"`{name}` needs arrays. Received: {name}={fraction!r} and a "
+            f"{type(examples[0]).__name__}. Split the data yourself."
+        )
+    length = len(keras.tree.flatten(examples)[0])
+    cut = math.floor(length * (1.0 - fraction))
+    if not 0.0 < fraction < 1.0 or not 0 < cut < length:
+        raise ValueError(
+            f"`{name}` must leave examples on both sides. "
+            f"Received: {name}={fraction} of {length} examples."
+        )
+
+    def part(rows):
+        return keras.tree.map_structure(
+            lambda array: None if array is None else array[rows], examples
+        )
+
+    return part(slice(cut)), part(slice(cut, None))
+
+
+def with_indices(examples: tuple, num_examples: int) -> tuple:
+    """Puts the indices of examples in the place of their sample weights.
+
+    Args:
+        examples: Tuple `(x, y, sample_weight)`; an object that yields batches
+            has the indices in them.
+        num_examples: Integer, how many there have to be.
+
+    Raises:
+        ValueError: If there are sample weights, or another number of examples.
+    """
+    x, y, sample_weight = examples
+    if sample_weight is not None:
+        raise ValueError(
+            "`sample_weight` and `example_weights` exclude each other. "
+            "Received: both."
+        )
+    if yields_batches(x):
+        return examples
+    length = len(keras.tree.flatten(x)[0])
+    if length != num_examples:
+        raise ValueError(
+            "`example_weights` must have one weight for each training "
+            f"example. Received: {num_examples} weights and {length} "
+            f"examples. Use `ExampleWeights({length})`."
+        )
+    return x, y, np.arange(length)
+
+
+def check_indices(inner: Level) -> None:
+    """Checks that a batch says which examples it holds.
+
+    Raises:
+        ValueError: If its third part is missing, or no integers.
+    """
+    indices: Any = inner.spec[2:]
+    if not indices or not getattr(indices[0], "dtype", tf.string).is_integer:
+        raise ValueError(
+            "With `example_weights`, the batches of `x` must be "
+            "(inputs, targets, indices), the indices integers. Received: "
+            f"batches like {inner.spec}. Add the position of each example, "
+            "for instance with `tf.data.Dataset.enumerate`."
+        )

@@ -1,0 +1,151 @@
+"""The data of one `fit`: from a user's arguments to stacked batches."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.examples import check_indices
+from keras_hposgld.data.examples import split_off
+from keras_hposgld.data.examples import with_indices
+from keras_hposgld.data.kinds import level_data
+from keras_hposgld.data.level import check_same_structure
+from keras_hposgld.data.level import Level
+
+
+class FitData:
+    """The levels of data of one `fit`, and every answer about them.
+
+    Args:
+        levels: List of `Level`s: the inner one, then the outer one; or the
+            outer one alone.
+        validation_data: As Keras takes it, or `None`.
+
+    Raises:
+        ValueError: If two levels do not feed the same model.
+    """
+
+    def __init__(self, levels: list[Level], validation_data: Any = None):
+        if len(levels) == 2:
+            check_same_structure(*levels)
+        self.levels = levels
+        self.validation_data = validation_data
+
+    @classmethod
+    def from_fit(
+        cls,
+        examples: tuple,
+        *,
+        outer_data: Any = None,
+        outer_split: float = 0.0,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        outer_batch_size: int | None = None,
+        example_weights: Any = None,
+        class_weight: dict | None = None,
+        seed: int = 0,
+        **arguments: Any,
+    ) -> "FitData":
+        """Reads the data arguments of `BilevelModel.fit`, see there.
+
+        Args:
+            examples: Tuple `(x, y, sample_weight)` of the training data.
+            example_weights: `ExampleWeights` or `None`. With it, the third
+                part of an inner batch are the indices of its examples.
+            **arguments: `batch_size`, `shuffle` and `input_ranks`, as in
+                `level_data`.
+
+        Raises:
+            ValueError: If outer data are missing, given twice, empty, or of
+                another structure than the training data; if an argument does
+                not go with a kind of data.
+        """
+        examples = as_arrays(examples)
+        if validation_split and validation_data is None:
+            examples, validation_data = split_off(
+                examples, validation_split, "validation_split"
+            )
+        if outer_split:
+            if outer_data is not None:
+                raise ValueError(
+                    "`outer_data` and `outer_split` exclude each other. "
+                    f"Received: both, outer_split={outer_split}."
+                )
+            examples, outer_data = split_off(
+                examples, outer_split, "outer_split"
+            )
+        if outer_data is None:
+            raise ValueError(
+                "`outer_data` must be given: the hyperparameters are learned "
+                "on examples that the weights are not trained on. "
+                "Received: outer_data=None. Pass `outer_data=(x, y)` or "
+                "`outer_split=0.2`."
+            )
+        if example_weights is not None:
+            examples = with_indices(examples, example_weights.num_examples)
+        inner = level_data(
+            "x", *examples, class_weight=class_weight, seed=seed, **arguments
+        )
+        if example_weights is not None:
+            check_indices(inner)
+        outer_examples = keras.utils.unpack_x_y_sample_weight(
+            as_arrays(outer_data)
+        )
+        default_batch_size = arguments.pop("batch_size", None)
+        outer = level_data(
+            "outer_data",
+            *outer_examples,
+            batch_size=outer_batch_size,
+            default_batch_size=default_batch_size,
+            seed=seed + 1,
+            **arguments,
+        )
+        return cls([inner, outer], validation_data)
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The examples of a batch of each level, by its name."""
+        return {level.name: level.batch_size for level in self.levels}
+
+    def first_batch(self) -> tuple:
+        """The first batch of the first level, for building the model."""
+        return self.levels[0].first_batch()
+
+    def chains(
+        self, num_steps: int, first: Callable[[], int]
+    ) -> tf.data.Dataset:
+        """Dataset of tuples: the stacked batches of one chain, a level each.
+
+        While a chain is sampled the batches of the next one are made, and no
+        more: those of a long chain take a lot of memory.
+
+        Args:
+            num_steps: Integer, the length of a chain.
+            first: Function that returns the number of chains drawn before. It
+                is called when the dataset is iterated over.
+        """
+        stacked = tuple(level.chains(num_steps, first) for level in self.levels)
+        return tf.data.Dataset.zip(stacked).prefetch(1)
+
+    def chains_per_epoch(self, num_steps: int) -> int:
+        """How many chains see the inner data once, rounded up.
+
+        Raises:
+            ValueError: If the data never end.
+        """
+        batches_per_pass = self.levels[0].batches_per_pass
+        if math.isinf(batches_per_pass):
+            raise ValueError(
+                "`steps_per_epoch` must be given for a dataset without end. "
+                "Received: steps_per_epoch=None. It counts outer iterations."
+            )
+        return math.ceil(batches_per_pass / num_steps)
+
+    def bytes_of(self, num_steps: int) -> int:
+        """The bytes of the batches of two chains: of one, and of the next."""
+        first = tf.nest.flatten([level.first_batch() for level in self.levels])
+        return 2 * num_steps * sum(np.asarray(part).nbytes for part in first)

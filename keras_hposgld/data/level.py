@@ -1,0 +1,81 @@
+"""What every kind of data for one level offers.
+
+One outer iteration takes as many inner batches, and as many outer batches, as
+its chain has steps. A level of data hands them out stacked, chain by chain.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+class Level(abc.ABC):
+    """The data of one level.
+
+    Attributes:
+        name: What the user calls this data, for messages.
+        batch_size: Integer, the examples of a batch.
+    """
+
+    name: str
+    batch_size: int
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> Any:
+        """Structure of `tf.TensorSpec`s of a batch, its length left open."""
+
+    @property
+    @abc.abstractmethod
+    def batches_per_pass(self) -> float:
+        """Batches in one pass over the data; infinity where it never ends."""
+
+    @abc.abstractmethod
+    def first_batch(self) -> tuple:
+        """The first batch, for building and for measuring."""
+
+    @abc.abstractmethod
+    def chains(
+        self, num_steps: int, first: Callable[[], int] = lambda: 0
+    ) -> tf.data.Dataset:
+        """Batches on a new leading axis, for one chain after the other.
+
+        Args:
+            num_steps: Integer, the batches of a chain.
+            first: Function that returns how many chains were drawn before. It
+                is called when the dataset is iterated over. Data without an
+                order of their own follow it; others begin at their beginning.
+        """
+
+
+def check_same_structure(training: Level, outer: Level) -> None:
+    """Checks that two levels feed the same model.
+
+    Raises:
+        ValueError: If inputs or targets differ in structure, in the shape of
+            an example or in kind of number.
+    """
+    for part, a, b in zip(
+        ("inputs", "targets"), training.spec, outer.spec, strict=False
+    ):
+        if not _is_alike(a, b, any_number=part == "targets"):
+            raise ValueError(
+                f"The {part} of `outer_data` must have the structure, shape "
+                "and kind of number of those of the training data. "
+                f"Received: outer_data {part}={b}, training {part}={a}."
+            )
+
+
+def _is_alike(a, b, any_number):
+    """Whether two structures of specs are; targets of either kind may be."""
+    try:
+        tf.nest.assert_same_structure(a, b)
+    except (TypeError, ValueError):
+        return False
+    return all(
+        s.shape.as_list() == t.shape.as_list()
+        and (any_number or s.dtype.is_floating == t.dtype.is_floating)
+        for s, t in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True)
+    )

@@ -1,0 +1,1 @@
+"""Learning initial weights: what `MetaModel` is made of. Private."""

@@ -1,0 +1,29 @@
+"""Learned L1 and L2 regularization."""
+
+import keras
+
+from keras_hposgld.regularizers.learnable_regularizer import (
+    LearnableRegularizer,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_hposgld")
+class LearnableL1L2(LearnableRegularizer):
+    """Both penalties at once, each with learned strengths of its own.
+
+    Arguments: those of `LearnableRegularizer`; both penalties start at
+    `initial_value`.
+
+    Reference:
+        Kim and Hospedales, AAAI 2025, equation 1.
+
+    Example:
+
+    ```python
+    import keras_hposgld as hs
+
+    regularizer = hs.regularizers.LearnableL1L2(1e-4, granularity="tensor")
+    ```
+    """
+
+    powers = ("l1", "l2")

@@ -1,0 +1,216 @@
+"""A compiled Keras model, seen as a bilevel problem over flat lists.
+
+`keras.StatelessScope` turns the model into a pure function of its weights, its
+hyperparameters and its other state. How that other state is treated is a
+policy with a name:
+
+* `"carried"`: the inner objective runs the model in training mode. What it
+  updates (moving statistics of batch normalization, counters of dropout's
+  random generators, metrics) goes from inner step to inner step, and into the
+  model when the chain has ended. The outer objective runs the model in
+  inference mode, with the statistics carried so far, and updates nothing.
+* `"frozen"`: both objectives run the model in inference mode. Moving
+  statistics stay as they are and dropout is off; only metrics are carried.
+"""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld.core.gauss_newton import mark_predictions
+from keras_hposgld.core.problem import BilevelProblem
+from keras_hposgld.hyperparameters.discovery import all_layers
+from keras_hposgld.hyperparameters.discovery import not_owned
+from keras_hposgld.training.placement.on_replica import local_loss
+
+LAYER_STATES = ("carried", "frozen")
+
+# A float16 below 6e-8 is zero: gradients of activations would be lost. This
+# leaves a factor of 64 up to the largest float16 for those of order one.
+FLOAT16_LOSS_SCALE = 1024.0
+
+
+class KerasProblem(BilevelProblem):
+    """The bilevel problem of a compiled model.
+
+    Its lists are ordered like `weights` and `hyperparameters` below.
+
+    Args:
+        trainer: A built and compiled `keras.Model`. Its `compute_loss`, the
+            regularization included, is the inner objective.
+        hyperparameters: List of `keras.Variable`s, unconstrained.
+        layer_variables: List of `keras.Variable`s: the other state of the
+            model's layers, see `layer_variables`.
+        outer_loss: Function `(y, y_pred, sample_weight)` to a scalar.
+        layer_state: `"carried"` or `"frozen"`, see the module's text.
+        tracks_metrics: Whether the metrics of `trainer` follow the inner
+            steps.
+        weigh: Function from the third entry of an inner batch to the sample
+            weights. Defaults to the identity.
+    """
+
+    def __init__(
+        self,
+        trainer: keras.Model,
+        hyperparameters: list[keras.Variable],
+        layer_variables: list[keras.Variable],
+        outer_loss: Callable,
+        layer_state: str = "carried",
+        tracks_metrics: bool = True,
+        weigh: Callable = lambda sample_weight: sample_weight,
+    ):
+        self.trainer = trainer
+        self.weights = trainer.trainable_variables
+        self.hyperparameters = hyperparameters
+        self.outer_loss = outer_loss
+        self.weigh = weigh
+        self.training = layer_state == "carried"
+        self.layer_variables = layer_variables
+        self.tracks_metrics = tracks_metrics
+        self.metrics_variables = (
+            trainer.metrics_variables if tracks_metrics else []
+        )
+        super().__init__(
+            self._inner,
+            self._outer,
+            initial_carry=(),  # see the property
+            decay=self._decay if any(_decays(self.weights)) else None,
+        )
+        if _computes_in_float16(trainer):
+            self.loss_scale = FLOAT16_LOSS_SCALE
+
+    @property
+    def initial_carry(self) -> tuple[list, list]:
+        """The state that layers and metrics have when a chain begins."""
+        return tensors(self.layer_variables), tensors(self.metrics_variables)
+
+    def _scope(self, hyperparameters, params, carry):
+        layer_state, metrics_state = carry
+        return keras.StatelessScope(
+            [
+                *zip(self.hyperparameters, hyperparameters, strict=True),
+                *zip(self.weights, params, strict=True),
+                *zip(self.layer_variables, layer_state, strict=True),
+                *zip(self.metrics_variables, metrics_state, strict=True),
+            ],
+            collect_losses=True,
+        )
+
+    def _inner(self, hyperparameters, params, batch, carry):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        with self._scope(hyperparameters, params, carry) as scope:
+            sample_weight = self.weigh(sample_weight)
+            y_pred = self.trainer(x, training=self.training)
+            y_pred = mark_predictions(y_pred)
+            loss = self.trainer.compute_loss(
+                x, y, y_pred, sample_weight, training=True
+            )
+            loss = local_loss(loss)
+            if self.tracks_metrics:
+                loss_metric(self.trainer).update_state(loss)
+                self.trainer.compute_metrics(x, y, y_pred, sample_weight)
+        return loss, tuple(
+            [scope.get_current_value(variable) for variable in variables]
+            for variables in (self.layer_variables, self.metrics_variables)
+        )
+
+    def _decay(self, hyperparameters, params):
+        """The decoupled decay of each weight that has a learned one."""
+        mapping = zip(self.hyperparameters, hyperparameters, strict=True)
+        with keras.StatelessScope(list(mapping)):
+            return [
+                weight.regularizer.decay(param) if decays else None
+                for weight, param, decays in zip(
+                    self.weights, params, _decays(self.weights), strict=True
+                )
+            ]
+
+    def _outer(self, hyperparameters, params, batch, carry):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        with self._scope(hyperparameters, params, carry):
+            y_pred = self.trainer(x, training=False)
+            return local_loss(self.outer_loss(y, y_pred, sample_weight))
+
+
+def _decays(weights):
+    """Whether each of the weights has a learned weight decay."""
+    return [getattr(weight.regularizer, "decays", False) for weight in weights]
+
+
+def _computes_in_float16(model):
+    return any(layer.compute_dtype == "float16" for layer in all_layers(model))
+
+
+def layer_variables(model: keras.Model) -> list[keras.Variable]:
+    """State of a model's layers that is neither weight nor hyperparameter."""
+    return not_owned(model.non_trainable_variables, model)
+
+
+def tensors(variables: list[keras.Variable]) -> list[tf.Tensor]:
+    """The values of Keras variables now, as tensors."""
+    return [tf.convert_to_tensor(variable.value) for variable in variables]
+
+
+def loss_metric(trainer: keras.Model) -> keras.metrics.Metric:
+    """The metric in which Keras averages a compiled model's loss."""
+    return next(metric for metric in trainer.metrics if metric.name == "loss")
+
+
+def build_on(
+    trainer: keras.Model, batch, weigh: Callable = lambda weight: weight
+) -> None:
+    """Creates all variables of a compiled model from one batch of data.
+
+    Keras creates those of losses and metrics when they are first called,
+    which must not happen within a chain. `weigh` is as in `KerasProblem`.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    sample_weight = weigh(sample_weight)
+    y_pred = trainer(x, training=False)
+    trainer.compute_loss(x, y, y_pred, sample_weight, training=False)
+    trainer.compute_metrics(x, y, y_pred, sample_weight)
+    trainer.reset_metrics()
+
+
+def unregularized_loss(trainer: keras.Model) -> Callable:
+    """The compiled loss of a model without its regularization.
+
+    `compute_loss` adds the two up. The part that is wanted here is in an
+    attribute that is private to Keras; it has no public name.
+    """
+    return trainer._compile_loss
+
+
+def loss_function(loss) -> Callable:
+    """A function `(y, y_pred, sample_weight)` to a scalar, from a Keras loss.
+
+    Args:
+        loss: What `keras.losses.get` takes: a name, a function of
+            `(y, y_pred)`, or a `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If it is a dictionary or list of losses.
+    """
+    if isinstance(loss, dict | list | tuple):
+        raise ValueError(
+            "`outer_loss` must be one loss. "
+            f"Received: outer_loss={loss!r}. For a model with several outputs "
+            "pass a function of all targets and predictions, or None for the "
+            "compiled loss."
+        )
+    loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    return _MeanLoss(loss)
+
+
+class _MeanLoss(keras.losses.Loss):
+    """Averages a function of `(y, y_pred)` over the batch."""
+
+    def __init__(self, function):
+        super().__init__(name="mean_loss")
+        self.function = function
+
+    def call(self, y_true, y_pred):
+        return self.function(y_true, y_pred)

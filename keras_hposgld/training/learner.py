@@ -1,0 +1,277 @@
+"""What `BilevelModel` and `MetaModel` have in common.
+
+Both wrap a Keras model and are Keras models themselves, whose `train_step` is
+one outer iteration, on one device or on several.
+"""
+
+import random
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld import samplers
+from keras_hposgld.estimators import HypergradientEstimator
+from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.discovery import values_by_path
+from keras_hposgld.hyperparameters.discovery import variables_of
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.summary import print_summary
+from keras_hposgld.training import placement
+from keras_hposgld.training.outer_level import OuterLevel
+from keras_hposgld.training.placement.on_replica import local_loss
+from keras_hposgld.training.state import checkpointed
+from keras_hposgld.training.state import state_of
+from keras_hposgld.training.state import unsaved_by_keras
+
+
+class Learner(keras.Model):
+    """A Keras model with an outer level, around a model of the user's.
+
+    Args:
+        model: `keras.Model`.
+        seed: Integer, `None` for one from Python's generator.
+        name: String.
+
+    Raises:
+        TypeError: If `model` is not a `keras.Model`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                "`model` must be a `keras.Model`. "
+                f"Received: model={model!r} of type {type(model).__name__}."
+            )
+        self.placement = placement.current()
+        self.model = model
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self.outer_level = OuterLevel()
+        if model.built:
+            self.built = True
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def build(self, input_shape=None):
+        if not self.model.built:
+            self.model.build(input_shape)
+
+    # The hyperparameters.
+
+    def find_hyperparameters(self) -> list[Hyperparameter]:
+        """The objects that own the hyperparameters of the built model."""
+        return find_hyperparameters(self)
+
+    @property
+    def hyperparameters(self) -> list[keras.Variable]:
+        """The unconstrained variables, in the order of the weights."""
+        return variables_of(self.find_hyperparameters())
+
+    def hyperparameter_values(self) -> dict[str, np.ndarray]:
+        """The constrained values: `{path: NumPy array}`."""
+        return values_by_path(self.find_hyperparameters())
+
+    def hyperparameter_summary(self, print_fn: Callable | None = None) -> None:
+        """Prints path, granularity, number, minimum, median and maximum.
+
+        Args:
+            print_fn: Function of a string, called for each line. Defaults to
+                `print`.
+        """
+        print_summary(self.find_hyperparameters(), print_fn)
+
+    # What it was compiled with.
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy | None:
+        """The strategy in whose scope the learner was made."""
+        return self.placement.strategy
+
+    @property
+    def hypergradient(self) -> HypergradientEstimator:
+        """The estimator that the learner was compiled with."""
+        return self.outer_level.estimator
+
+    @property
+    def hyper_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer of the hyperparameters."""
+        return self.outer_level.hyper_optimizer
+
+    @property
+    def outer_iterations(self) -> keras.Variable:
+        """The number of outer iterations so far."""
+        return self.outer_level.iterations
+
+    def use_sampler(self, optimizer) -> keras.optimizers.Optimizer:
+        """Makes a sampler of what `compile` got; returns its Keras optimizer.
+
+        Raises:
+            TypeError: If it is neither a sampler nor an optimizer, or a sampler
+                without Keras variables for its state.
+            ValueError: If it is an optimizer of a kind that is not served.
+        """
+        self.sampler = samplers.get(optimizer, "optimizer")
+        keras_optimizer = self.sampler.keras_optimizer()
+        if keras_optimizer is None:
+            raise TypeError(
+                "`optimizer` must keep its state in a Keras optimizer. "
+                f"Received: optimizer={optimizer!r}, which has none. Let it "
+                "inherit from `keras_hposgld.SGLD`, or use "
+                "`keras_hposgld.hypergradient`."
+            )
+        return keras_optimizer
+
+    def own_compile_arguments(self) -> dict:
+        """The arguments of `compile` that Keras does not know."""
+        outer_level = self.outer_level
+        return {
+            "hypergradient": self.hypergradient,
+            "hyper_optimizer": self.hyper_optimizer,
+            "outer_loss": outer_level.outer_loss,
+            "layer_state": outer_level.layer_state,
+            "max_skipped_updates": outer_level.guard.max_skipped_updates,
+        }
+
+    # What Keras calls to train and to evaluate.
+
+    def make_train_function(self, force=False):
+        """As in Keras; on several replicas the step spans them."""
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = self.placement.step_function(
+                self, self.train_step, self.train_function
+            )
+
+    def make_test_function(self, force=False):
+        """The same: Keras's own cannot reduce logs across machines."""
+
+        def step(data):
+            self.placement.call(self.test_step, data)
+            return self.outer_level.without_training_logs(
+                self.get_metrics_result()
+            )
+
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = self.placement.step_function(
+                self, step, self.test_function
+            )
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # Private to Keras, whose `fit` and `evaluate` call it to build what is
+        # not built; under a strategy it draws data too early, and on several
+        # machines it fails (keras issue 20585). `fit` has built everything.
+        if self.strategy is None:
+            super()._maybe_symbolic_build(*args, **kwargs)
+
+    def test_step(self, data):
+        """As in Keras, without the logs that only training has."""
+        return self.outer_level.without_training_logs(super().test_step(data))
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """As in Keras; out of training the outer loss is tracked, too."""
+        if not training:
+            self.outer_level.track_loss(
+                local_loss(
+                    self.outer_level.loss(self)(y, y_pred, sample_weight)
+                ),
+                tf.shape(tf.nest.flatten(x)[0])[0],
+            )
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
+        """As in Keras; with `return_dict=True` also the `"outer_loss"`.
+
+        `"loss"` includes the regularization, as it does in Keras. The outer
+        loss does not, and is the one to compare runs by.
+        """
+        logs = super().evaluate(x, y, return_dict=True, **arguments)
+        if return_dict:
+            return logs
+        del logs["outer_loss"]
+        # Private to Keras, and used so that the list is in no other order.
+        return self._flatten_metrics_in_order(logs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Refused: an outer iteration takes two levels of batches."""
+        raise RuntimeError(
+            "`train_on_batch` cannot be called: one outer iteration takes a "
+            "chain of inner batches and as many outer ones. Use "
+            "`fit(..., steps_per_epoch=1)`."
+        )
+
+    def with_callbacks(self, callbacks, own: list):
+        """The callbacks that a user passed to `fit`, then those of our own."""
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.callbacks.extend(own)
+            callbacks.set_model(callbacks.model)
+            return callbacks
+        return [*keras.tree.flatten(callbacks or []), *own]
+
+    # What Keras calls to save and to load. It saves the wrapped model, the
+    # learned strengths, both optimizers and the counters by itself, as they
+    # hang on attributes.
+
+    def state(self) -> dict[str, list[keras.Variable]]:
+        """All variables that training resumes from, by what they are."""
+        return state_of(
+            self.model,
+            self.find_hyperparameters(),
+            self.outer_level,
+            self.optimizer,
+        )
+
+    def track_for_checkpoints(self) -> None:
+        """Hangs the state where `tf.train.Checkpoint` finds it."""
+        self._checkpointed_state = checkpointed(self.state())
+
+    def save_own_variables(self, store) -> None:
+        super().save_own_variables(store)
+        for name, variable in unsaved_by_keras(self).items():
+            store[name] = variable.numpy()
+
+    def load_own_variables(self, store) -> None:
+        values = {key: store[key] for key in store.keys()}
+        for name, variable in unsaved_by_keras(self).items():
+            variable.assign(values.pop(name))
+        if not self.compiled:  # so there is no loss to load into
+            values = {k: v for k, v in values.items() if k[:5] != "loss_"}
+        super().load_own_variables(values)
+
+    def get_config(self) -> dict:
+        return {
+            "model": keras.saving.serialize_keras_object(self.model),
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects=None) -> "Learner":
+        return cls(
+            **{
+                key: keras.saving.deserialize_keras_object(
+                    value, custom_objects=custom_objects
+                )
+                for key, value in config.items()
+            }
+        )
+
+    def get_compile_config(self) -> dict:
+        if not self.compiled:
+            return super().get_compile_config()
+        return super().get_compile_config() | (
+            keras.saving.serialize_keras_object(self.own_compile_arguments())
+        )
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))

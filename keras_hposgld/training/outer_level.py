@@ -1,0 +1,318 @@
+"""The outer level: what learns the hyperparameters of a Keras model.
+
+`BilevelModel` and `callbacks.LearnHyperparameters` both hold one `OuterLevel`.
+It owns what goes on from chain to chain (the optimizer of the hyperparameters,
+what the estimator remembers, counters) and knows how to run one outer
+iteration: a chain, then one step with the hyperparameters.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld import estimators
+from keras_hposgld.core.checks import check_known
+from keras_hposgld.hyperparameters.discovery import variables_of
+from keras_hposgld.samplers import Sampler
+from keras_hposgld.training.checks import check_learning_rate
+from keras_hposgld.training.checks import check_owners
+from keras_hposgld.training.checks import check_unused
+from keras_hposgld.training.keras_problem import KerasProblem
+from keras_hposgld.training.keras_problem import LAYER_STATES
+from keras_hposgld.training.keras_problem import loss_function
+from keras_hposgld.training.keras_problem import tensors
+from keras_hposgld.training.keras_problem import unregularized_loss
+from keras_hposgld.training.placement import Placement
+from keras_hposgld.training.update_guard import UpdateGuard
+from keras_hposgld.training.weight_copies import WeightCopies
+
+
+class OuterLevel(keras.layers.Layer):
+    """The state of the outer level, saved with the layer it hangs on.
+
+    Attributes:
+        estimator: `HypergradientEstimator`.
+        hyper_optimizer: Keras optimizer of the hyperparameters.
+        outer_loss: Keras loss, or `None`.
+        layer_state: `"carried"` or `"frozen"`.
+        warmup_steps: Integer: chains that start before so many inner steps
+            leave the hyperparameters alone.
+        iterations: Variable, the number of outer iterations so far.
+        observers: List of functions of an `Estimate`, called in each outer
+            iteration, inside of its graph.
+    """
+
+    def __init__(self):
+        super().__init__(name="outer_level", trainable=False)
+        self.guard = UpdateGuard()
+        self.memory = WeightCopies("memory")
+        self.hyper_optimizer = None
+        self.observers = []
+        self.iterations = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="int64",
+            trainable=False,
+            name="outer_iterations",
+        )
+        self._loss_tracker = keras.metrics.Mean(name="outer_loss")
+        self._norm_tracker = keras.metrics.Mean(name="hypergradient_norm")
+        self._skip_tracker = keras.metrics.Sum(name="skipped_updates")
+        self.built = True
+
+    def configure(
+        self,
+        estimator: Any,
+        hyper_optimizer: Any,
+        *,
+        outer_loss: Any = None,
+        layer_state: str = "carried",
+        warmup_steps: int = 0,
+        max_skipped_updates: int = 10,
+    ) -> None:
+        """Takes the arguments of `BilevelModel.compile`, see there."""
+        check_known("layer_state", layer_state, LAYER_STATES)
+        self.estimator = estimators.get(estimator)
+        self.guard.max_skipped_updates = estimators.check_count(
+            "max_skipped_updates", max_skipped_updates, 1
+        )
+        self.warmup_steps = estimators.check_count(
+            "warmup_steps", warmup_steps, 0
+        )
+        if outer_loss is not None:
+            loss_function(outer_loss)  # refuses what it cannot take
+        self.outer_loss = outer_loss
+        self.layer_state = layer_state
+        previous = self.hyper_optimizer
+        self.hyper_optimizer = keras.optimizers.get(
+            hyper_optimizer or keras.optimizers.Adam(0.05)
+        )
+        if self.hyper_optimizer is not previous:
+            check_unused(self.hyper_optimizer)
+
+    def prepare(
+        self,
+        weights: list,
+        owners: list,
+        sampler: Sampler,
+        initial_weights: tuple | list = (),
+    ) -> None:
+        """Checks the hyperparameters and builds what depends on them.
+
+        Args:
+            weights: The trainable variables of the model.
+            owners: The objects that own its hyperparameters.
+            sampler: `Sampler`, whose optimizer is built or not.
+            initial_weights: Variables that are hyperparameters as well.
+
+        Raises:
+            ValueError: If there are no hyperparameters, if a learned loss has
+                no outer loss beside it, or if the learning rate is too large
+                for the bound of the strengths.
+        """
+        check_owners(owners, initial_weights, self.outer_loss)
+        optimizer = sampler.keras_optimizer()
+        check_learning_rate(owners, sampler)
+        if not optimizer.built:
+            optimizer.build(weights)
+        if not self.hyper_optimizer.built:
+            self.hyper_optimizer.build(
+                [*initial_weights, *variables_of(owners)]
+            )
+        if self.estimator.remembers:
+            number = self.estimator.num_remembered(sampler.momentum)
+            self.memory.build_for(list(weights) * number)
+
+    def run(
+        self,
+        problem: KerasProblem,
+        inner_batches: Any,
+        outer_batches: Any,
+        *,
+        start: list,
+        sampler: Sampler,
+        placement: Placement,
+        moves: bool = True,
+    ) -> tf.Tensor:
+        """Runs a chain and takes one step with the hyperparameters.
+
+        If a number is not finite, everything stays as it was; metrics and the
+        counters go on in any case.
+
+        Args:
+            problem: `KerasProblem`, whose variables are updated.
+            inner_batches: Structure of tensors, stacked inner batches.
+            outer_batches: Structure of tensors, stacked outer batches.
+            start: List of variables, the weights where the chain starts. If
+                they are not those of the problem, or stay as they are, the
+                sampler begins anew.
+            sampler: `Sampler`.
+            placement: `OneReplica` or `Replicas`: where the chain runs.
+            moves: Whether weights and layer state become those at the end of
+                the chain.
+
+        Returns:
+            1 if the update was skipped, else 0.
+        """
+        is_new = not moves or start is not problem.weights
+        slots = sampler.state_variables
+        estimate = placement.run_chain(
+            self.estimator,
+            lambda average: self._chain(
+                problem, sampler, tensors(start) if is_new else None, average
+            ),
+            lambda: tensors(start),
+            inner_batches,
+            outer_batches,
+        )
+        layer_state, metrics_state = estimate.carry
+        # Before this level's own metrics, which are among them, are updated.
+        placement.assign_shares(problem.metrics_variables, metrics_state)
+
+        def move():
+            if moves:
+                _assign(problem.weights, estimate.params)
+                _assign(problem.layer_variables, layer_state)
+            for name, variables in slots.items():
+                _assign(variables, estimate.sampler_state[name])
+            _assign(self._memory, estimate.memory)
+
+        iterations = sampler.keras_optimizer().iterations
+        is_warm = iterations.value >= self.warmup_steps
+        skipped = self.learn(
+            problem.hyperparameters,
+            estimate.hypergradient,
+            placement=placement,
+            causes=self._causes(problem, estimate),
+            also=move,
+            only_if=is_warm if self.warmup_steps else None,
+        )
+        # A graph would count also a chain for which the data have run out.
+        with tf.control_dependencies([skipped]):
+            iterations.assign_add(self.estimator.num_steps)
+            self._forget_if(skipped)
+        self.track_loss(estimate.outer_loss)
+        for observe in self.observers:
+            observe(estimate)
+        return skipped
+
+    def _chain(self, problem, sampler, new_start, average):
+        """The chain; with a new start, of a sampler that begins anew."""
+        is_new = new_start is not None
+        slots = sampler.state_variables.items()
+        state = {name: tensors(values) for name, values in slots}
+        if is_new:
+            state = sampler.renew(state, new_start)
+        return estimators.Chain(
+            problem,
+            tensors(problem.hyperparameters),
+            sampler,
+            first_step=sampler.first_step(is_new),
+            sampler_state=state,
+            seed=sampler.chain_seed,
+            memory=tensors(self._memory),
+            names=tuple(v.path for v in problem.hyperparameters),
+            average=average,
+        )
+
+    def _causes(self, problem, estimate):
+        """What the hypergradient of a chain rests on, causes first."""
+        solved = []
+        if self.estimator.residual_name is not None:
+            solved = [(self.estimator.residual_name, estimate.residual)]
+        return [
+            ("the inner objective", estimate.inner_loss),
+            *_named("the weight", problem.weights, estimate.params),
+            ("the outer objective", estimate.outer_loss),
+            *solved,
+        ]
+
+    def learn(
+        self,
+        hyperparameters: list,
+        hypergradient: list,
+        *,
+        placement: Placement,
+        causes: list,
+        also: Callable = lambda: None,
+        only_if: Any = None,
+    ) -> tf.Tensor:
+        """One guarded step with the hyperparameters; counts the iteration.
+
+        Args:
+            hyperparameters: List of variables.
+            hypergradient: List of tensors shaped like them.
+            placement: `OneReplica` or `Replicas`: where the variables are.
+            causes: Pairs of a name and a tensor that the hypergradient rests
+                on; if one of them is not finite, nothing is assigned.
+            also: Function without arguments: what else to assign.
+            only_if: Boolean tensor: whether the hyperparameters move. `None`
+                (default): they do.
+
+        Returns:
+            1 if the update was skipped, else 0.
+        """
+
+        def step():
+            placement.apply(
+                self.hyper_optimizer, hypergradient, hyperparameters
+            )
+
+        def update():
+            also()
+            if only_if is None:
+                step()
+            else:
+                tf.cond(only_if, step, lambda: None)
+
+        effects = _named("the hypergradient of", hyperparameters, hypergradient)
+        # Adam squares it: 1e20 is finite in float32, its square is not, and
+        # the second moment would turn the hyperparameters into no numbers.
+        norm = tf.linalg.global_norm(hypergradient)
+        effects.append(("the squared norm of the hypergradient", norm))
+        skipped = self.guard.run_if_finite(update, [*causes, *effects])
+        with tf.control_dependencies([skipped]):
+            self.iterations.assign_add(1)
+        self._norm_tracker.update_state(norm)
+        self._skip_tracker.update_state(skipped)
+        return skipped
+
+    @property
+    def _memory(self):
+        return self.memory.values if self.estimator.remembers else []
+
+    def _forget_if(self, skipped):
+        """What a chain that failed remembers may be why: begins from zero."""
+        for variable in self._memory:
+            value = tf.convert_to_tensor(variable.value)
+            keeps = tf.cast(1.0 - skipped, value.dtype)
+            variable.assign(tf.math.multiply_no_nan(value, keeps))
+
+    def track_loss(self, loss, num_examples=None) -> None:
+        """Counts an outer loss, of as many examples."""
+        self._loss_tracker.update_state(loss, sample_weight=num_examples)
+
+    def without_training_logs(self, logs: dict) -> dict:
+        """Logs of an evaluation, without what only training has."""
+        own = (self._norm_tracker.name, self._skip_tracker.name)
+        return {key: value for key, value in logs.items() if key not in own}
+
+    def loss(self, trainer: keras.Model) -> Callable:
+        """The outer loss, a function `(y, y_pred, sample_weight)`."""
+        if self.outer_loss is None:
+            return unregularized_loss(trainer)
+        return loss_function(self.outer_loss)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _named(what, variables, values):
+    return [
+        (f"{what} {variable.path!r}", value)
+        for variable, value in zip(variables, values, strict=True)
+    ]
