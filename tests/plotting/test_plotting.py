@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import keras_hposgld as hs
 from keras_hposgld import plotting
+from keras_hposgld.plotting.hyperparameters import NUM_BINS
 
 matplotlib = pytest.importorskip(
     "matplotlib", reason="matplotlib is optional: keras-hposgld[plots]"
@@ -116,7 +117,7 @@ def test_equal_values_fill_the_bin_in_the_middle():
     (ax,) = plotting.plot_hyperparameters({"a": np.full(7, 1e-2)}).axes
     values, edges, baseline = ax.patches[0].get_data()
     (filled,) = np.flatnonzero(values < baseline)
-    assert filled == plotting.NUM_BINS // 2
+    assert filled == NUM_BINS // 2
     assert edges[filled] < 1e-2 < edges[filled + 1]
     assert edges[-1] / edges[0] == pytest.approx(2)
 
