@@ -55,7 +55,7 @@ class ChainDiagnostics(keras.callbacks.Callback):
     def __init__(self, learning: Any = None):
         super().__init__()
         self.learning = learning
-        self._metrics = []
+        self._metrics: list = []
 
     def on_train_begin(self, logs=None):
         source = self.model if self.learning is None else self.learning

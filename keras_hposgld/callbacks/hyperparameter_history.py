@@ -52,8 +52,8 @@ class HyperparameterHistory(keras.callbacks.Callback):
     def __init__(self, path: str | None = None):
         super().__init__()
         self.path = path
-        self.epochs = []
-        self.values = {}
+        self.epochs: list[int] = []
+        self.values: dict[str, list] = {}
 
     def on_train_begin(self, logs=None):
         self.epochs, self.values = [], {}

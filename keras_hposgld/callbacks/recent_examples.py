@@ -1,6 +1,7 @@
 """The examples that `fit` trained on last, for the chains of a callback."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,8 +22,8 @@ class RecentExamples(tf.Module):
         super().__init__()
         self.capacity = capacity
         self.num_written = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self.buffers = None
-        self._structure = None
+        self.buffers: Any = None
+        self._structure: Any = None
 
     @property
     def is_full(self) -> bool:
@@ -35,7 +36,7 @@ class RecentExamples(tf.Module):
             self.write(data)
             return train_step(data)
 
-        recording_train_step.records = True
+        recording_train_step.records = True  # type: ignore[attr-defined]
         return recording_train_step
 
     def write(self, batch) -> None:

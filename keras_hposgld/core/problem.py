@@ -103,7 +103,7 @@ class BilevelProblem:
             )
         self.inner_objective = inner_objective
         self.outer_objective = outer_objective
-        self.initial_params = initial_params
+        self.initial_params: Any = initial_params
         self.decay = decay
         self.carries = initial_carry is not None
         self._initial_carry = initial_carry if self.carries else ()

@@ -101,7 +101,9 @@ def hypergradient(
     estimator = get(estimator)
     sampler = samplers.get(sampler)
     hyperparameters = _float_tensors("hyperparameters", hyperparameters)
-    memory, sampler_state, first_step = (), None, 0
+    memory: Any = ()
+    sampler_state: Any = None
+    first_step: Any = 0
     if previous is not None:
         memory, first_step = previous.memory, previous.num_steps
         sampler_state = previous.sampler_state

@@ -112,7 +112,7 @@ class HPOSGLD(SampledEstimator):
         v, scales, theta = step.outer.v, step.scales, step.before.params
         rate, pushed = scales.pushed(v)
         y = chain.products(step.inner, pushed)
-        rest = sum(chain.decay_products(theta, v, scales), [])[: len(y)]
+        rest: list = sum(chain.decay_products(theta, v, scales), [])[: len(y)]
         if (direct := scales.direct(v)) is not None:
             rest = add(rest, chain.products(step.inner, direct))
         if any(part is not None for part in (*own.y, *own.u, *rest)):

@@ -55,7 +55,7 @@ class ImplicitEstimator(HypergradientEstimator):
         """A solver of `core.linear_solvers`."""
 
     @property
-    def num_closing_steps(self) -> int:
+    def num_closing_steps(self) -> int:  # type: ignore[override]
         """One product with the Hessian each."""
         return self.solver.num_steps
 

@@ -150,7 +150,7 @@ class SampledEstimator(HypergradientEstimator):
         """The state before the first step."""
         dtype = params[0].dtype
         zero = tf.zeros([], dtype)
-        outer = ()
+        outer: Any = ()
         if self.outer_every > 1:
             outer = OuterGradient(
                 zero, zeros_like(chain.hyperparameters), zeros_like(params)

@@ -9,6 +9,7 @@ hyperparameters and with 1 / tau, so it serves few of them, and as a check of
 the other estimators. The temperature is that of the law, tau kappa^2.
 """
 
+from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -132,7 +133,8 @@ class ScoreCovariance(SampledEstimator):
             own.outer + weight * deviation,
             plus_scaled(own.covariance, counts, product),
         )
-        return moments, scaled(1.0 / chain.sampler.law_temperature, product)
+        temperature: Any = chain.sampler.law_temperature
+        return moments, scaled(1.0 / temperature, product)
 
     def conclude(self, chain: Chain, state: SampledState) -> dict:
         # h holds sums over M samples; a covariance has M - 1 degrees of

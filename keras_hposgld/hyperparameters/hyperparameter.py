@@ -49,8 +49,18 @@ class Hyperparameter:
 
 
 class WeightHyperparameter(Hyperparameter):
-    """Base of what belongs to single weights: the learned regularizers."""
+    """Base of what belongs to single weights: the learned regularizers.
+
+    Attributes:
+        is_from_file: Whether a file has said which weights it is for.
+    """
+
+    is_from_file = False
 
     def attach(self, weight: keras.Variable):
         """Settles that a weight is regularized; returns its penalty."""
         raise NotImplementedError
+
+    def waits_for(self, weight: keras.Variable, any_path: bool = False) -> bool:
+        """Whether a weight is one that a file has named, or like one."""
+        return False

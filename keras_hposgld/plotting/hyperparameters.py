@@ -55,7 +55,8 @@ def plot_hyperparameters(learner: Any, ax: Any = None) -> Any:
             "model has none before it is built, or without learnable ones."
         )
     ends = [(row.min(), row.max()) for row in shown if row.size]
-    edges = np.geomspace(*limits_of(np.array(ends)), NUM_BINS + 1)
+    low, high = limits_of(np.array(ends))
+    edges = np.geomspace(low, high, NUM_BINS + 1)
     ax = ax or new_figure(7, 1.2 + 0.5 * len(rows)).subplots()
     marks = {}
     for center, row in enumerate(shown):

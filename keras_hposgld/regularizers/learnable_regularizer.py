@@ -32,7 +32,7 @@ from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 CENTERS = (None, "initial")
 
 # Of the regularizers that were saved as one object, the last to be loaded.
-_LAST_LOADED = {}
+_LAST_LOADED: dict[str, Any] = {}
 
 
 class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
@@ -88,8 +88,9 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
         )
         self.center = check_known("center", center, CENTERS)
         self.bijector = bijector
-        self.tracked = []  # variables: Keras saves and loads what is in here
-        self._penalties = []
+        # Variables: Keras saves and loads what is in here.
+        self.tracked: list = []
+        self._penalties: list[WeightPenalty] = []
         self.is_from_file = False  # so it is known which weights it is for
         # See `load_own_variables`.
         self._identity = uuid.uuid4().hex

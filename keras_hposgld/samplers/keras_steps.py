@@ -115,7 +115,7 @@ class KerasSteps(Sampler):
         return 0 if is_new else super().first_step(is_new)
 
     @property
-    def momentum(self) -> float:
+    def momentum(self) -> float:  # type: ignore[override]
         """mu, the optimizer's own."""
         return self._form.momentum(self.optimizer)
 

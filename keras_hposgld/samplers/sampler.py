@@ -178,8 +178,8 @@ class Sampler(abc.ABC):
         return tf.convert_to_tensor(self.keras_optimizer().iterations.value)
 
     # A method: Keras's saving would follow an attribute around in a circle.
-    def keras_optimizer(self) -> keras.optimizers.Optimizer | None:
-        """The optimizer whose variables hold the state in a Keras model.
+    def keras_optimizer(self) -> Any:
+        """The Keras optimizer whose variables hold the state in a Keras model.
 
         It also counts the steps. `None`: the sampler serves
         `keras_hposgld.hypergradient` alone.

@@ -43,7 +43,7 @@ INTEGRATORS = ("euler", "averaged")
 SCALES = ("force_scale", "velocity_scale")
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 ARGUMENTS = ("temperature", "noise_scale", "noise", "seed", *CLIPPING, "name")
-ARGUMENTS += ("momentum", "integrator")  # all but the learning rate
+ALL_ARGUMENTS = (*ARGUMENTS, "momentum", "integrator")  # but the learning rate
 
 
 @register("sgld")
@@ -130,7 +130,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         self.seed = check_seed("seed", drawn)
         is_number = isinstance(learning_rate, float)
         self._given_learning_rate = learning_rate if is_number else None
-        self._slots = {}
+        self._slots: dict[str, list] = {}
 
     # The contract of a sampler.
 
@@ -143,7 +143,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         return ("velocity",) if self.momentum else ()
 
     @property
-    def law_temperature(self) -> float | None:
+    def law_temperature(self) -> float | None:  # type: ignore[override]
         """That of the law; `None` at temperature 0."""
         return self.temperature * self.noise_scale**2 or None
 
@@ -296,5 +296,5 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         given = self._given_learning_rate
         if given is not None and learning_rate == np.float32(given):
             learning_rate = given
-        arguments = {name: getattr(self, name) for name in ARGUMENTS}
+        arguments = {name: getattr(self, name) for name in ALL_ARGUMENTS}
         return {"learning_rate": learning_rate} | arguments

@@ -16,7 +16,7 @@ class WeightCopies(keras.layers.Layer):
 
     def __init__(self, name: str):
         super().__init__(name=name, trainable=False)
-        self.values = []
+        self.values: list[keras.Variable] = []
         self._is_set = self.add_weight(
             shape=(),
             initializer="zeros",
