@@ -15,9 +15,7 @@ demo: $(READY)
 	@$(BIN)/python examples/learn_feature_relevance.py 2> $(VENV)/demo.log \
 		|| (cat $(VENV)/demo.log >&2; exit 1)
 
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 test-slow: $(READY)
@@ -26,10 +24,11 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy keras_hposgld
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --quiet --strict
 
 $(READY): pyproject.toml
 	@echo "Setting up $(VENV) (some minutes, the first time) ..."
