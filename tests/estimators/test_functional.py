@@ -205,6 +205,33 @@ def test_previous_estimate_goes_on_where_it_ended(rng, alias):
     np.testing.assert_allclose(second.params, whole.params, rtol=1e-12)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_previous_estimate_hands_on_what_the_estimator_keeps(rng, momentum):
+    # The adjoint, and its velocity: the samples of two chains of K steps are
+    # then those of one of 2 K.
+    ridge = problems.Ridge(rng)
+    sampler = hs.SGLD(0.05, temperature=0.1, momentum=momentum)
+
+    def chain(num_samples, previous=None):
+        return hs.hypergradient(
+            ridge.problem,
+            tf.constant(ridge.strengths),
+            tf.constant(ridge.start) if previous is None else None,
+            estimator=hs.estimators.AdjointSGLD(0, num_samples),
+            sampler=sampler,
+            previous=previous,
+            seed=3,
+        )
+
+    whole, first = chain(12), chain(6)
+    second = chain(6, previous=first)
+    np.testing.assert_allclose(
+        (first.hypergradient + second.hypergradient) / 2,
+        whole.hypergradient,
+        rtol=1e-9,
+    )
+
+
 def test_outer_loop_with_previous_finds_the_best_strength():
     # The loop of a user: no internals, plain tensors.
     strength, estimate = tf.Variable(0.0), None
