@@ -101,13 +101,9 @@ def hypergradient(
     estimator = get(estimator)
     sampler = samplers.get(sampler)
     hyperparameters = _float_tensors("hyperparameters", hyperparameters)
-    memory: Any = ()
-    sampler_state: Any = None
-    first_step: Any = 0
-    if previous is not None:
-        memory, first_step = previous.memory, previous.num_steps
-        sampler_state = previous.sampler_state
-        params = previous.params if params is None else params
+    memory, sampler_state, first_step = _kept(previous)
+    if previous is not None and params is None:
+        params = previous.params
     if problem.initial_params is not None:
         params = problem.initial_params(hyperparameters)
         sampler_state = None  # which belongs to other weights
@@ -147,6 +143,13 @@ def hypergradient(
         params=tf.nest.pack_sequence_as(params, estimate.params),
         num_steps=chain.number(estimator.num_steps),
     )
+
+
+def _kept(previous):
+    """What a chain goes on with: memory, state of the sampler, steps taken."""
+    if previous is None:
+        return (), None, 0
+    return previous.memory, previous.sampler_state, previous.num_steps
 
 
 def _float_tensors(name, structure):

@@ -205,6 +205,24 @@ def test_previous_estimate_goes_on_where_it_ended(rng, alias):
     np.testing.assert_allclose(second.params, whole.params, rtol=1e-12)
 
 
+@pytest.mark.parametrize("seed", [5, 5 + 2**32, 5 + 2**62])
+def test_seed_of_64_bits_is_the_same_as_a_tensor(rng, seed):
+    ridge = problems.Ridge(rng)
+
+    def end(seed):
+        return hs.hypergradient(
+            ridge.problem,
+            tf.constant(ridge.strengths),
+            tf.constant(ridge.start),
+            estimator=hs.estimators.HPOSGLD(0, 2),
+            sampler=hs.SGLD(0.1, temperature=0.1),
+            seed=seed,
+        ).params
+
+    np.testing.assert_array_equal(end(seed), end(tf.constant(seed, tf.int64)))
+    assert np.all(end(seed) != end(tf.constant(seed + 2**33, tf.int64)))
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
 def test_previous_estimate_hands_on_what_the_estimator_keeps(rng, momentum):
     # The adjoint, and its velocity: the samples of two chains of K steps are
