@@ -388,8 +388,19 @@ class BilevelModel(Learner):
             "example_weights": serialize(self.example_weights),
         }
 
-    def export(self) -> keras.Model:
+    def export(
+        self,
+        filepath: Any = None,
+        format: str = "tf_saved_model",
+        **keras_arguments: Any,
+    ) -> keras.Model:
         """A plain Keras model, which loads without `keras_hposgld`.
+
+        Args:
+            filepath: Where to write it for serving, as in
+                `keras.Model.export`. `None` (default): it is not written.
+            format: As in `keras.Model.export`.
+            **keras_arguments: Likewise.
 
         Returns:
             `keras.Model` with the same weights, predictions and losses. Its
@@ -398,7 +409,9 @@ class BilevelModel(Learner):
             the same penalty now. Train on under the learned strengths with
             `refit` or with the wrapped model.
         """
-        return export.export_model(self.model)
+        return export.exported(
+            self.model, filepath, format=format, **keras_arguments
+        )
 
     def refit(
         self,

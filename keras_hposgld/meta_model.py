@@ -338,9 +338,19 @@ class MetaModel(Learner):
             weight.assign(value)
         return model
 
-    def export(self) -> keras.Model:
-        """A plain Keras model with the initial weights."""
-        return export.export_model(self.model)
+    def export(
+        self,
+        filepath: Any = None,
+        format: str = "tf_saved_model",
+        **keras_arguments: Any,
+    ) -> keras.Model:
+        """A plain Keras model with the initial weights.
+
+        Arguments: those of `BilevelModel.export`.
+        """
+        return export.exported(
+            self.model, filepath, format=format, **keras_arguments
+        )
 
     def own_compile_arguments(self) -> dict:
         return super().own_compile_arguments() | {

@@ -1,6 +1,7 @@
 """Plain Keras models from learned ones, and plain training of learned ones."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -51,6 +52,25 @@ def export_model(model: keras.Model) -> keras.Model:
                 "as an argument, and return it from `get_config`."
             )
     return exported
+
+
+def exported(
+    model: keras.Model, filepath: Any = None, **export_arguments: Any
+) -> keras.Model:
+    """The plain model, which Keras writes for serving where a path is given.
+
+    Args:
+        model: As in `export_model`.
+        filepath: Path or string, or `None`.
+        **export_arguments: Passed to `keras.Model.export`.
+
+    Raises:
+        ValueError: As `export_model`.
+    """
+    plain = export_model(model)
+    if filepath is not None:
+        plain.export(filepath, **export_arguments)
+    return plain
 
 
 def clone(model: keras.Model, function=None) -> keras.Model:

@@ -7,6 +7,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_hposgld as hs
 from keras_hposgld.training.export import export_model
@@ -264,3 +265,18 @@ def test_graph_with_a_config_of_its_own_is_made_from_that(rng):
     x = rng.normal(size=(5, 4))
     np.testing.assert_array_equal(exported(x), learner.model(x))
     assert exported.layers[-1].kernel.regularizer is None
+
+
+@pytest.mark.parametrize("wrap", [hs.BilevelModel, hs.MetaModel])
+def test_export_to_a_path_is_that_of_keras(rng, tmp_path, wrap):
+    model = make_model(lambda: hs.regularizers.LearnableL2(0.1))
+    disturb(model, rng)
+    x = rng.normal(size=(5, 6, 6, 2)).astype("float32")
+    exported = wrap(model).export(tmp_path / "served", verbose=False)
+    assert isinstance(exported, keras.Sequential)
+    loaded = tf.saved_model.load(tmp_path / "served")
+    np.testing.assert_allclose(
+        loaded.serve(x), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="format"):
+        wrap(model).export(tmp_path / "other", format="punched_cards")
