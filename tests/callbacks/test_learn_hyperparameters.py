@@ -426,3 +426,46 @@ def test_killed_run_goes_on_to_the_same_end(tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_backup_holds_the_state_of_any_sampler(tmp_path):
+    def make():
+        return make_callback(
+            sampler=keras.optimizers.Adam(0.01),
+            estimator=hs.estimators.AdjointSGLD(2, 3),
+            backup_dir=str(tmp_path / "backup"),
+        )
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    model, first, second = make_model(), make(), make()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, first, Stop(), epochs=3)
+    before = first.outer_level.iterations.numpy()
+    assert before > 0
+    learned = [variable.numpy() for variable in first.hyperparameters]
+    for variable in first.hyperparameters:
+        variable.assign(variable + 1.0)  # the backup knows better
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, second, Stop(), epochs=3, initial_epoch=2)
+    assert second.outer_level.iterations.numpy() == before
+    assert int(second._num_batches) == int(first._num_batches)
+    np.testing.assert_array_equal(
+        np.ravel(second.hyperparameters), np.ravel(learned)
+    )
+    for ours, theirs in zip(
+        second.sampler.optimizer.variables,
+        first.sampler.optimizer.variables,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(
+        second.outer_level.memory.values,
+        first.outer_level.memory.values,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.any(ours.numpy())
