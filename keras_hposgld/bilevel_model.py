@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.core.checks import check_known
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
@@ -22,7 +23,6 @@ from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
-from keras_hposgld.training.outer_level import check_known
 from keras_hposgld.training.update_guard import StopOnNonFinite
 from keras_hposgld.training.weight_copies import WeightCopies
 
@@ -103,8 +103,7 @@ class BilevelModel(Learner):
 
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
-        if self.regularizer is not None:
-            attach_regularizer(self.model, self.regularizer, self.filter)
+        attach_regularizer(self.model, self.regularizer, self.filter)
         return super().find_hyperparameters()
 
     def compile(

@@ -10,10 +10,10 @@ class Backup:
     step to which it has restored the model.
 
     Args:
-        folder: String, or `None` to make no backups.
+        folder: String.
     """
 
-    def __init__(self, folder: str | None):
+    def __init__(self, folder: str):
         self.folder = folder
 
     def _manager(self, state):
@@ -23,13 +23,10 @@ class Backup:
 
     def save(self, step: int, state: tf.Module) -> None:
         """Writes the state that belongs to a step of the model's optimizer."""
-        if self.folder is not None:
-            self._manager(state).save(step)
+        self._manager(state).save(step)
 
     def restore(self, step: int, state: tf.Module) -> bool:
         """Reads the state of a step; returns whether there was one."""
-        if self.folder is None or step == 0:
-            return False
         manager = self._manager(state)
         for path in manager.checkpoints:
             if path.endswith(f"-{step}"):
@@ -39,5 +36,5 @@ class Backup:
 
     def remove(self) -> None:
         """Deletes the backups, once training has ended."""
-        if self.folder is not None and tf.io.gfile.exists(self.folder):
+        if tf.io.gfile.exists(self.folder):
             tf.io.gfile.rmtree(self.folder)

@@ -17,10 +17,9 @@ from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
-from keras_hposgld.hyperparameters.discovery import values_by_path
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
-from keras_hposgld.hyperparameters.summary import print_summary
+from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
 from keras_hposgld.samplers import SGLD
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training import placement
@@ -29,7 +28,7 @@ from keras_hposgld.training.state import checkpointed
 from keras_hposgld.training.state import state_of
 
 
-class LearnHyperparameters(keras.callbacks.Callback):
+class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     """Updates the learnable hyperparameters of a model every so many batches.
 
     The model is trained as it would be without the callback, with any
@@ -142,7 +141,7 @@ class LearnHyperparameters(keras.callbacks.Callback):
         )
         self.regularizer = regularizer
         self.filter = filter
-        self.backup_dir, self.backup = backup_dir, Backup(backup_dir)
+        self.backup_dir = backup_dir
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.outer_level = OuterLevel()
         self.outer_level.configure(
@@ -303,33 +302,15 @@ class LearnHyperparameters(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._stop_recording()
         self.model.train_function = self._plain_train_function
-        self.backup.remove()
+        if self.backup_dir is not None:
+            Backup(self.backup_dir).remove()
 
     # The hyperparameters.
 
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
-        if self.regularizer is not None:
-            attach_regularizer(self.model, self.regularizer, self.filter)
+        attach_regularizer(self.model, self.regularizer, self.filter)
         return find_hyperparameters(self.model)
-
-    @property
-    def hyperparameters(self) -> list[keras.Variable]:
-        """The unconstrained variables, in the order of the weights."""
-        return variables_of(self.find_hyperparameters())
-
-    def hyperparameter_values(self) -> dict[str, np.ndarray]:
-        """The constrained values: `{path: NumPy array}`."""
-        return values_by_path(self.find_hyperparameters())
-
-    def hyperparameter_summary(self, print_fn: Callable | None = None) -> None:
-        """Prints path, granularity, number, minimum, median and maximum.
-
-        Args:
-            print_fn: Function of a string, called for each line. Defaults to
-                `print`.
-        """
-        print_summary(self.find_hyperparameters(), print_fn)
 
     # Backups.
 
@@ -352,12 +333,12 @@ class LearnHyperparameters(keras.callbacks.Callback):
         return module
 
     def _back_up(self):
-        if self.backup.folder is not None:
-            self.backup.save(self._step, self._state())
+        if self.backup_dir is not None:
+            Backup(self.backup_dir).save(self._step, self._state())
 
     def _restore(self):
-        if self.backup.folder is None:
+        if self.backup_dir is None or self._step == 0:
             return
         state = self._state()
-        if self.backup.restore(self._step, state):
+        if Backup(self.backup_dir).restore(self._step, state):
             self._num_batches = int(state.num_batches)

@@ -11,6 +11,26 @@ from keras_hposgld.data.kinds import yields_batches
 from keras_hposgld.data.level import Level
 
 
+def check_splits(examples: tuple, **fractions: float) -> None:
+    """Checks that there are arrays where something is to be cut off.
+
+    Args:
+        examples: Tuple whose first entry are the inputs.
+        **fractions: The shares to cut off, by the names of their arguments.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not yields_batches(examples[0]):
+        return
+    for name, fraction in fractions.items():
+        if fraction:
+            raise ValueError(
+                f"`{name}` needs arrays. Received: {name}={fraction!r} and a "
+                f"{type(examples[0]).__name__}. Split the data yourself."
+            )
+
+
 def split_off(
     examples: tuple, fraction: float, name: str
 ) -> tuple[tuple, tuple]:
@@ -25,14 +45,8 @@ def split_off(
         The first part and the last part.
 
     Raises:
-        ValueError: If `fraction` leaves nothing on either side, or if there
-            are no arrays to cut.
+        ValueError: If `fraction` leaves nothing on either side.
     """
-    if yields_batches(examples[0]):
-        raise ValueError(
-            f"`{name}` needs arrays. Received: {name}={fraction!r} and a "
-            f"{type(examples[0]).__name__}. Split the data yourself."
-        )
     length = len(keras.tree.flatten(examples)[0])
     cut = math.floor(length * (1.0 - fraction))
     if not 0.0 < fraction < 1.0 or not 0 < cut < length:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.data.examples import check_indices
+from keras_hposgld.data.examples import check_splits
 from keras_hposgld.data.examples import split_off
 from keras_hposgld.data.examples import with_indices
 from keras_hposgld.data.kinds import level_data
@@ -65,6 +66,11 @@ class FitData:
                 not go with a kind of data.
         """
         examples = as_arrays(examples)
+        check_splits(
+            examples,
+            validation_split=validation_split,
+            outer_split=outer_split,
+        )
         if validation_split and validation_data is None:
             examples, validation_data = split_off(
                 examples, validation_split, "validation_split"

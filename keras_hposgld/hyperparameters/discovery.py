@@ -16,7 +16,7 @@ def is_kernel(weight: keras.Variable) -> bool:
 
 def attach_regularizer(
     model: keras.Model,
-    regularizer: WeightHyperparameter,
+    regularizer: WeightHyperparameter | None,
     choose: Callable | None = None,
 ) -> None:
     """Attaches a regularizer to weights of a built model that have none.
@@ -25,10 +25,12 @@ def attach_regularizer(
 
     Args:
         model: Built `keras.Model`.
-        regularizer: A learnable regularizer.
+        regularizer: A learnable regularizer, or `None` for nothing.
         choose: Function from a trainable weight to whether it is chosen.
             Defaults to `is_kernel`.
     """
+    if regularizer is None:
+        return
     weights = [w for w in model.trainable_variables if w.regularizer is None]
     if regularizer.is_from_file:
         known = [w for w in weights if regularizer.waits_for(w)]

@@ -1,7 +1,5 @@
 """A table of hyperparameters, as text."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from keras_hposgld.hyperparameters.discovery import values_by_path
@@ -51,11 +49,3 @@ def summarize(owners: list[Hyperparameter]) -> list[str]:
         "-" * len(head),
         f"{total:,} hyperparameters",
     ]
-
-
-def print_summary(
-    owners: list[Hyperparameter], print_fn: Callable | None = None
-) -> None:
-    """Prints that table, by `print_fn` or by `print`."""
-    for row in summarize(owners):
-        (print_fn or print)(row)

@@ -67,8 +67,7 @@ def plus_noise(tensor, scale, noise, seeds, variances=None):
         seeds: List of integer tensors of shape `(2,)`.
         variances: Tensor shaped like `tensor`, of the noise. Defaults to one.
     """
-    static = tensor.shape.is_fully_defined()
-    shape = tensor.shape if static else tf.shape(tensor)
+    shape = _shape_of(tensor)
     if noise == "rademacher":
         words = [_words_of_bits(_size(shape), seed) for seed in seeds]
         return _plus_signs(tensor, scale, words, variances)
@@ -80,11 +79,15 @@ def plus_noise(tensor, scale, noise, seeds, variances=None):
 # Gaussian noise is left to it.
 @in_one_pass
 def _plus_signs(tensor, scale, words, variances):
-    static = tensor.shape.is_fully_defined()
-    shape = tensor.shape if static else tf.shape(tensor)
+    shape = _shape_of(tensor)
     size = _size(shape)
     signs = [_signs(one, shape, size, tensor.dtype) for one in words]
     return tensor + scale * _spread(_mean(signs), variances)
+
+
+def _shape_of(tensor):
+    static = tensor.shape.is_fully_defined()
+    return tensor.shape if static else tf.shape(tensor)
 
 
 def _size(shape):

@@ -5,19 +5,15 @@ one outer iteration, on one device or on several.
 """
 
 import random
-from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import samplers
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
-from keras_hposgld.hyperparameters.discovery import values_by_path
-from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
-from keras_hposgld.hyperparameters.summary import print_summary
+from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
 from keras_hposgld.training import placement
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement.on_replica import local_loss
@@ -26,7 +22,7 @@ from keras_hposgld.training.state import state_of
 from keras_hposgld.training.state import unsaved_by_keras
 
 
-class Learner(keras.Model):
+class Learner(ShowsHyperparameters, keras.Model):
     """A Keras model with an outer level, around a model of the user's.
 
     Args:
@@ -69,24 +65,6 @@ class Learner(keras.Model):
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
         return find_hyperparameters(self)
-
-    @property
-    def hyperparameters(self) -> list[keras.Variable]:
-        """The unconstrained variables, in the order of the weights."""
-        return variables_of(self.find_hyperparameters())
-
-    def hyperparameter_values(self) -> dict[str, np.ndarray]:
-        """The constrained values: `{path: NumPy array}`."""
-        return values_by_path(self.find_hyperparameters())
-
-    def hyperparameter_summary(self, print_fn: Callable | None = None) -> None:
-        """Prints path, granularity, number, minimum, median and maximum.
-
-        Args:
-            print_fn: Function of a string, called for each line. Defaults to
-                `print`.
-        """
-        print_summary(self.find_hyperparameters(), print_fn)
 
     # What it was compiled with.
 

@@ -350,6 +350,15 @@ STREAM = tf.data.Dataset.from_tensor_slices((X, Y)).batch(3)
         (dict(x=STREAM, outer_split=0.5), "`outer_split` needs arrays"),
         (
             dict(
+                x=STREAM,
+                outer_data=STREAM,
+                validation_split=0.1,
+                validation_data=(X, Y),
+            ),
+            "`validation_split` needs arrays",
+        ),
+        (
+            dict(
                 x=X,
                 y=Y,
                 sample_weight=Y[:, 0],

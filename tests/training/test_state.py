@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_saving import by_file
 
 import keras_hposgld as hs
 
@@ -49,11 +50,6 @@ def perturb(learner):
             # Little enough for a learning rate to be no cause of an error.
             change = (number + 1) / 1024 if old.dtype.kind == "f" else 1
             variable.assign((old + change).astype(old.dtype))
-
-
-def by_file(learner, folder):
-    learner.save(folder / "learner.keras")
-    return keras.models.load_model(folder / "learner.keras")
 
 
 def by_weights(learner, folder):
