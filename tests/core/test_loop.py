@@ -160,7 +160,9 @@ for estimator in (
         ).hypergradient
 
     first, second = call(tf.constant(-2.0)), call(tf.constant(-2.0))
-    assert first == second != 0.0, estimator
+    # Not bit for bit: two threads may add a large sum in another order.
+    assert first != 0.0, estimator
+    assert abs(first - second) <= 1e-5 * abs(first), (estimator, first, second)
 """
 
 
