@@ -7,7 +7,7 @@ process, T steps a call, in turn; the figures are ratios of medians. A step is
 The second table takes a step of HPO-SGLD apart.
 
     python examples/benchmarks/step_cost.py [--quick] [--models mlp cnn ...]
-        [--repeats 9] [--output FOLDER]
+        [--rows "HPO-SGLD, Adam" ...] [--repeats 9] [--output FOLDER]
 """
 
 import argparse
@@ -191,7 +191,7 @@ def measure(name, options):
     steps = options.steps
     calls = {PLAIN: plain_call(name, x, y, steps, options.quick)}
     for row, (estimator, sampler) in rows(steps).items():
-        if options.quick and row not in QUICK_ROWS:
+        if options.rows and row not in options.rows:
             continue
         learner = make_learner(name, x, estimator, sampler, options.quick)
         calls[row] = learner_call(learner, x, y, steps)
@@ -327,6 +327,13 @@ def main(arguments=None):
     parser.add_argument(
         "--models", nargs="+", choices=list(SIZES), default=list(SIZES)
     )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=list(rows(2)),
+        metavar="ROW",
+        help="of these estimators alone",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20, help="T, of a chain")
     parser.add_argument("--repeats", type=int, default=9)
@@ -338,6 +345,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.quick:
         options.steps, options.repeats, options.batch_size = 4, 2, 4
+        options.rows = options.rows or QUICK_ROWS
     options.output.mkdir(parents=True, exist_ok=True)
     ratios, phases = {}, {}
     for name in options.models:
