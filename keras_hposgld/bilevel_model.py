@@ -14,6 +14,7 @@ import keras
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.kinds import input_ranks_of
+from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import export
@@ -103,7 +104,9 @@ class BilevelModel(Learner):
 
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
-        attach_regularizer(self.model, self.regularizer, self.filter)
+        used = attach_regularizer(self.model, self.regularizer, self.filter)
+        if used is not self.regularizer:  # which serves another model
+            replace(self, self.regularizer, used)
         return super().find_hyperparameters()
 
     def compile(
@@ -294,7 +297,7 @@ class BilevelModel(Learner):
     def _weigh(self, sample_weight):
         if self.example_weights is None:
             return sample_weight
-        return self.example_weights(sample_weight)
+        return self.example_weights.weigh(sample_weight)
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes `fit` is going to need, activations not counted.

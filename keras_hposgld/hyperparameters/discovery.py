@@ -1,10 +1,14 @@
 """How the learnable hyperparameters of a model are found."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_hposgld.hyperparameters.addresses import all_layers
+from keras_hposgld.hyperparameters.addresses import replace
+from keras_hposgld.hyperparameters.addresses import weight_addresses
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 
@@ -18,7 +22,7 @@ def attach_regularizer(
     model: keras.Model,
     regularizer: WeightHyperparameter | None,
     choose: Callable | None = None,
-) -> None:
+) -> Any:
     """Attaches a regularizer to weights of a built model that have none.
 
     One that comes from a file goes to the weights that it had been on.
@@ -28,20 +32,25 @@ def attach_regularizer(
         regularizer: A learnable regularizer, or `None` for nothing.
         choose: Function from a trainable weight to whether it is chosen.
             Defaults to `is_kernel`.
+
+    Returns:
+        The regularizer that was attached: `regularizer` itself, or a copy if
+        it serves another model by now.
     """
     if regularizer is None:
-        return
+        return None
+    used = regularizer.for_model(model.weights)
     weights = [w for w in model.trainable_variables if w.regularizer is None]
-    if regularizer.is_from_file:
-        known = [w for w in weights if regularizer.waits_for(w)]
-        # A subclassed model may have got other paths: then shapes must do.
-        chosen = known or [
-            w for w in weights if regularizer.waits_for(w, any_path=True)
-        ]
-    else:
-        chosen = [w for w in weights if (choose or is_kernel)(w)]
-    for weight in chosen:
-        regularizer.attach(weight)
+    if not used.is_from_file:
+        weights = [w for w in weights if (choose or is_kernel)(w)]
+    if weights:
+        addresses = weight_addresses(model)
+        known = set(addresses.values())
+        for weight in weights:
+            address = addresses[id(weight)]
+            if not used.is_from_file or used.waits_for(weight, address):
+                used.attach(weight, address, known)
+    return used
 
 
 def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
@@ -49,7 +58,9 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
 
     A regularizer creates its variables here if it has not yet been used, so
     this is also how to create them before `model.set_weights` or
-    `model.load_weights`.
+    `model.load_weights`. One that serves another model already stays with
+    that, and a copy of it takes its place in this one: each model has strengths
+    of its own.
 
     Args:
         model: A built `keras.Model`. Of its weights only the trainable ones
@@ -59,6 +70,10 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
         List of the objects that own hyperparameters, each once: regularizers
         in the order of the model's weights, layers in the order of the model,
         losses that it was compiled with.
+
+    Raises:
+        ValueError: If strengths were loaded from a file, and a weight of the
+            model cannot be found among those that the file names.
 
     Example:
 
@@ -78,36 +93,76 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
     assert regularizer.hyperparameter_variables[0].shape == (4, 2)
     ```
     """
-    owners = {}
+    own = getattr(model, "find_hyperparameters", None)
+    return own() if callable(own) else owners_in(model, model)
+
+
+def owners_in(trainer: keras.Model, model: keras.Model) -> list[Hyperparameter]:
+    """The objects that own hyperparameters, of a learner or of a plain model.
+
+    Args:
+        trainer: `keras.Model` that is compiled; its layers and losses count.
+        model: Built `keras.Model`: `trainer`, or the model that it wraps. Its
+            weights count, and have their addresses in it.
+    """
+    _settle_owners(trainer, model)
+    owners: dict[int, Hyperparameter] = {}
     for weight in model.trainable_variables:
-        # Where a regularizer has been attached, Keras's attribute holds the
-        # penalty of that one weight, which knows its owner.
-        owner = getattr(weight.regularizer, "owner", weight.regularizer)
+        # Keras's attribute holds the penalty of that one weight, which knows
+        # its owner.
+        owner = getattr(weight.regularizer, "owner", None)
         if isinstance(owner, WeightHyperparameter):
-            owner = owner.attach(weight).owner
             owners[id(owner)] = owner
-    losses = keras.tree.flatten(getattr(model, "loss", None))
-    for part in [*all_layers(model), *losses]:
+    losses = keras.tree.flatten(getattr(trainer, "loss", None))
+    for part in [*all_layers(trainer), *losses]:
         is_owner = isinstance(part, Hyperparameter)
         if is_owner and not isinstance(part, WeightHyperparameter):
             owners[id(part)] = part
     return list(owners.values())
 
 
-def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model, the nested ones, too."""
-    # Private to Keras, whose `layers` leaves out the layers within a layer.
-    return model._flatten_layers()
+def _settle_owners(trainer, model):
+    """Gives each regularized weight of a model its own penalty."""
+    weights = [
+        weight
+        for weight in model.trainable_variables
+        if isinstance(weight.regularizer, WeightHyperparameter)
+    ]
+    if not weights:
+        return
+    addresses = weight_addresses(model)
+    known = set(addresses.values())
+    used = {}
+    for weight in weights:
+        regularizer: Any = weight.regularizer
+        if id(regularizer) not in used:
+            owner = regularizer.for_model(model.weights)
+            used[id(regularizer)] = owner
+            if owner is not regularizer:
+                replace(trainer, regularizer, owner)
+        used[id(regularizer)].attach(weight, addresses[id(weight)], known)
+
+
+def is_kept_by(model: keras.Model, owner: Hyperparameter) -> bool:
+    """Whether Keras saves an owner of hyperparameters with a model.
+
+    It does not save a loss, nor a regularizer that no layer holds.
+    """
+    return any(layer is owner for layer in all_layers(model))
 
 
 def not_owned(
     variables: list[keras.Variable], model: keras.Model
 ) -> list[keras.Variable]:
     """Those variables which no hyperparameter object of a model owns."""
+    owners: list[Any] = [
+        layer
+        for layer in all_layers(model)
+        if isinstance(layer, Hyperparameter)
+    ]
+    owners += find_hyperparameters(model)
     owned = {
-        id(variable)
-        for owner in find_hyperparameters(model)
-        for variable in owner.fixed_variables
+        id(variable) for owner in owners for variable in owner.fixed_variables
     }
     return [variable for variable in variables if id(variable) not in owned]
 

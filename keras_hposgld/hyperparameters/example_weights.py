@@ -89,6 +89,10 @@ class ExampleWeights(Hyperparameter, keras.layers.Layer):
         )
         return bounded_value(drawn, self.max_value)
 
+    def weigh(self, sample_weight):
+        """The weights of a batch, from the indices of its examples."""
+        return self(sample_weight)
+
     def numpy(self) -> np.ndarray:
         """All weights, `(num_examples,)`."""
         return bounded_value(self.table, self.max_value).numpy()

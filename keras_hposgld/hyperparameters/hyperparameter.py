@@ -6,37 +6,68 @@ strength, a weight, a range). The variable is not trainable, so a plain
 `model.fit` leaves it alone and uses the value as a constant.
 """
 
+import abc
+from typing import Any
+
 import keras
 
 
-class Hyperparameter:
+class Hyperparameter(abc.ABC):
     """Base of the Keras objects that own learnable hyperparameters.
 
     A layer, a loss, a table of weights: whatever inherits from this and is
-    part of a model, or of what it was compiled with, is found, learned, saved
-    and shown by the same code.
+    part of a model, or of what it was compiled with, is found, learned, saved,
+    exported and shown by the same code. It answers for itself: no other code
+    asks what kind it is.
 
     Attributes:
         granularity: String: what has a value of its own.
+        needs_outer_loss: Whether it changes the inner loss itself, so that an
+            outer loss has to stand beside it.
     """
 
     granularity: str
+    needs_outer_loss = False
 
     @property
+    @abc.abstractmethod
     def hyperparameter_variables(self) -> list[keras.Variable]:
         """The unconstrained variables, in a fixed order."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def hyperparameter_values(self) -> dict:
         """The constrained values, a tensor for each variable, by path."""
-        raise NotImplementedError
 
     @property
     def fixed_variables(self) -> list[keras.Variable]:
         """All variables of the object that no inner step changes."""
         return self.hyperparameter_variables
 
-    def check_learning_rate(
+    def exported(self) -> keras.layers.Layer:
+        """What takes the place of a learned layer in an exported model.
+
+        By default a layer that does nothing, as an augmentation does nothing
+        in inference.
+        """
+        return keras.layers.Identity(name=getattr(self, "name", None))
+
+    def saved_apart(self) -> list[tuple[str, keras.Variable]]:
+        """What to save where Keras does not save this object with the model.
+
+        Returns:
+            Pairs of a name and a variable. By default the hyperparameters of a
+            loss, which Keras saves by its config alone.
+        """
+        return [("loss", v) for v in self.hyperparameter_variables]
+
+    def weigh(self, sample_weight: Any) -> Any:
+        """Sample weights, from the third part of an inner batch.
+
+        By default they are what the batch has.
+        """
+        return sample_weight
+
+    def check_learning_rate(  # noqa: B027 - most have nothing to refuse
         self, learning_rate: float, scale: float | None = 1.0
     ) -> None:
         """Refuses inner steps that the values may outgrow, if any can.
@@ -57,10 +88,29 @@ class WeightHyperparameter(Hyperparameter):
 
     is_from_file = False
 
-    def attach(self, weight: keras.Variable):
-        """Settles that a weight is regularized; returns its penalty."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def attach(
+        self,
+        weight: keras.Variable,
+        address: str | None = None,
+        known: set[str] | None = None,
+    ) -> Any:
+        """Settles that a weight is regularized; returns its penalty.
 
-    def waits_for(self, weight: keras.Variable, any_path: bool = False) -> bool:
-        """Whether a weight is one that a file has named, or like one."""
-        return False
+        Args:
+            weight: Variable.
+            address: Its place in the model, see `addresses`, where known.
+            known: The addresses of all weights of that model.
+        """
+
+    @abc.abstractmethod
+    def for_model(self, weights: list) -> Any:
+        """This object, or a fresh copy if it serves another model by now.
+
+        Args:
+            weights: List of variables: those of the model.
+        """
+
+    @abc.abstractmethod
+    def waits_for(self, weight: keras.Variable, address: str) -> bool:
+        """Whether a weight is one that a file has named."""

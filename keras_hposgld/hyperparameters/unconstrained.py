@@ -94,7 +94,7 @@ def scope_of(path: str) -> Iterator[None]:
     """Name scopes in which a variable's path begins with `path`."""
     with contextlib.ExitStack() as stack:
         override = {"override_parent": ""}  # whatever scope is open by now
-        for name in path.split("/"):
+        for name in path.split("/") if path else ():
             stack.enter_context(keras.name_scope(name, **override))
             override = {}
         yield

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
-from keras_hposgld.hyperparameters.discovery import all_layers
+from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.layers.learnable_affine import LearnableAffine
 
 

@@ -27,6 +27,7 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
     """
 
     granularity = "loss"
+    needs_outer_loss = True  # else it would learn to be small
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ identity is settled once, the first time its variable is seen: the variable's
 """
 
 import uuid
-import weakref
 from typing import Any
 
 import keras
@@ -23,19 +22,20 @@ from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters import bijectors
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.hyperparameters.unconstrained import check_inside
-from keras_hposgld.hyperparameters.unconstrained import scope_of
+from keras_hposgld.regularizers import partners
+from keras_hposgld.regularizers.copies import Copies
+from keras_hposgld.regularizers.copies import copies_of
 from keras_hposgld.regularizers.granularity import aligned_shape
 from keras_hposgld.regularizers.granularity import GRANULARITIES
-from keras_hposgld.regularizers.granularity import strength_shape
+from keras_hposgld.regularizers.penalties import Penalties
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
 CENTERS = (None, "initial")
 
-# Of the regularizers that were saved as one object, the last to be loaded.
-_LAST_LOADED: dict[str, Any] = {}
 
-
-class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
+class LearnableRegularizer(
+    WeightHyperparameter, keras.layers.Layer, keras.regularizers.Regularizer
+):
     """A regularizer whose strengths are learned; see its subclasses.
 
     Args:
@@ -90,11 +90,10 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
         self.bijector = bijector
         # Variables: Keras saves and loads what is in here.
         self.tracked: list = []
-        self._penalties: list[WeightPenalty] = []
+        self._kept = Penalties(self)
         self.is_from_file = False  # so it is known which weights it is for
-        # See `load_own_variables`.
         self._identity = uuid.uuid4().hex
-        self._original = lambda: None
+        self._copies = Copies(self)
 
     def build(self, input_shape=None):
         """Does nothing: variables are made for each weight as it is seen."""
@@ -102,61 +101,68 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
     def __call__(self, weight):
         """The penalty of a weight that is seen for the first time."""
         if not isinstance(weight, keras.Variable):
-            raise RuntimeError(
-                f"`{self.name}` was called with a tensor before it had seen "
-                "the variable, and cannot tell which weight it is. Call "
+            raise TypeError(
+                f"`{self.name}` regularizes weights: it was called with a "
+                "tensor, and cannot tell of which weight. Pass it as "
+                "`kernel_regularizer`, not as `activity_regularizer`; for a "
+                "weight within a `StatelessScope`, call "
                 "`keras_hposgld.find_hyperparameters(model)` first."
             )
         return self.attach(weight)(weight)
 
-    def attach(self, weight: keras.Variable) -> WeightPenalty:
+    def attach(
+        self, weight: keras.Variable, address: str | None = None, known=None
+    ) -> WeightPenalty:
         """Gives a weight its penalty, with strengths of its own.
 
-        Penalties that were read from a file wait for their weight: it is the
-        one of the same path, else the next of the same shape.
+        Those that were read from a file are found by the address of the weight
+        or, where nobody has said it, by its path.
+
+        Args:
+            weight: Variable.
+            address: Its place in the model, where known.
+            known: Set of the addresses of all weights of that model.
+
+        Raises:
+            ValueError: If a file has strengths, and it cannot be told whether
+                they are those of the weight.
         """
-        original = self._original()
-        if original is not None:
-            return original.attach(weight)
+        first = self._copies.first
+        first._copies.are_complete = True
         if isinstance(weight.regularizer, WeightPenalty):
             return weight.regularizer
-        waiting = self._waiting_for(weight)
-        waiting.sort(key=lambda penalty: penalty.path != weight.path)
-        penalty = (
-            waiting[0]
-            if waiting
-            else self._add_penalty(
-                weight.path, tuple(weight.shape), weight.dtype, weight
-            )
-        )
-        penalty.weight = weight
-        penalty.path = weight.path
-        weight.regularizer = penalty
-        return penalty
+        return first._kept.bind(weight, address, known or {address})
 
-    def waits_for(self, weight, any_path: bool = False) -> bool:
+    def for_model(self, weights: list) -> "LearnableRegularizer":
+        """This regularizer, or a fresh copy if it serves another model by now.
+
+        Of copies that Keras made of one object as it loaded a model, the first.
+        """
+        first = self._copies.first
+        own = {id(weight) for weight in weights}
+        if all(id(penalty.weight) in own for penalty in first.penalties):
+            return first
+        return type(first).from_config(first.get_config())
+
+    def waits_for(self, weight: keras.Variable, address: str) -> bool:
         """Whether a weight is one that a penalty from a file waits for."""
-        return any(
-            any_path or penalty.path == weight.path
-            for penalty in self._waiting_for(weight)
-        )
-
-    def _waiting_for(self, weight):
-        return [
-            penalty
-            for penalty in self._penalties
-            if penalty.weight is None and penalty.shape == tuple(weight.shape)
-        ]
+        return partners.is_awaited(self._kept.waiting, weight, address)
 
     def constrain(self, variable) -> tf.Tensor:
         """The strengths that an unconstrained variable stands for."""
         variable = tf.convert_to_tensor(variable)
         if self.bijector is None:
-            return self._bijector(variable.dtype.name).forward(variable)
+            bounded = bijectors.bounded(self.max_value, variable.dtype.name)
+            return bounded.forward(variable)
         # A bijector returns again what it made of the very same tensor before,
         # from outside of the tape or of the loop in which it is asked.
         strengths = self.bijector.forward(tf.identity(variable))
         return bijectors.capped(strengths, self.max_value)
+
+    def unconstrain(self, strength: float, dtype: str) -> tf.Tensor:
+        """The number for which `constrain` gives a strength."""
+        bijector = self.bijector or bijectors.bounded(self.max_value, dtype)
+        return bijector.inverse(np.asarray(strength, dtype))
 
     def check_learning_rate(
         self, learning_rate: float, scale: float | None = 1.0
@@ -186,8 +192,8 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
 
     @property
     def penalties(self) -> list[WeightPenalty]:
-        """The penalties of the weights seen so far."""
-        return [p for p in self._penalties if p.weight is not None]
+        """The penalties of the weights that there are."""
+        return self._kept.alive
 
     @property
     def hyperparameter_variables(self) -> list[keras.Variable]:
@@ -208,105 +214,55 @@ class LearnableRegularizer(WeightHyperparameter, keras.layers.Layer):
             for power, variable in penalty.strengths.items()
         }
 
+    def saved_apart(self) -> list[tuple[str, keras.Variable]]:
+        """The strengths by the places of their weights."""
+        return [
+            (f"{penalty.address or penalty.path}".replace("/", "."), variable)
+            for penalty in self.penalties
+            for variable in penalty.variables
+        ]
+
     def aligned(self, shape: tuple) -> tuple:
         """The shape in which a weight's strengths broadcast against it."""
         return aligned_shape(self.granularity, shape)
 
-    def _bijector(self, dtype):
-        return self.bijector or bijectors.bounded(self.max_value, dtype)
-
-    def _add_penalty(self, path, shape, dtype, weight=None):
-        own_shape = strength_shape(self.granularity, shape)
-        # A plain `fit` gets here while it traces. Outside of its graph there
-        # are values now, not ones to be computed.
-        with tf.init_scope():
-            start = self._bijector(dtype).inverse(
-                np.asarray(self.initial_value, dtype)
-            )
-            is_seen = self.center is not None and weight is not None
-            center_value = weight.value.numpy() if is_seen else 0.0
-        strengths = {
-            power: self._add_variable(
-                keras.initializers.Constant(float(start)),
-                own_shape,
-                dtype,
-                path,
-                power,
-            )
-            for power in self.powers
-        }
-        center = None
-        if self.center is not None:
-            center = self._add_variable(
-                lambda shape, dtype: (
-                    tf.fill(shape, tf.cast(0.0, dtype))
-                    + tf.cast(center_value, dtype)
-                ),
-                shape,
-                dtype,
-                path,
-                "center",
-            )
-        penalty = WeightPenalty(self, path, shape, strengths, center)
-        self._penalties.append(penalty)
-        self.built = True
-        return penalty
-
-    def _add_variable(self, initializer, shape, dtype, path, name):
-        with scope_of(path):
-            variable = keras.Variable(
-                initializer,
-                shape=shape,
-                dtype=dtype,
-                trainable=False,
-                autocast=False,
-                name=name,
-            )
-        self.tracked.append(variable)
-        return variable
+    # What Keras calls to save and to load.
 
     def get_build_config(self):
-        owner = self._original() or self
+        first = self._copies.first
         return {
-            "identity": owner._identity,
-            "penalties": [
-                {
-                    "path": penalty.path,
-                    "shape": list(penalty.shape),
-                    "dtype": next(iter(penalty.strengths.values())).dtype,
-                }
-                for penalty in owner._penalties
-            ],
+            "identity": first._identity,
+            "penalties": first._kept.described(),
         }
 
     def build_from_config(self, config):
         self._identity = config["identity"]
+        self._copies = copies_of(self._identity, self)
         self.is_from_file = bool(config["penalties"])
-        for penalty in config["penalties"]:
-            self._add_penalty(
-                penalty["path"], tuple(penalty["shape"]), penalty["dtype"]
-            )
+        if self._copies.first is self:
+            for entry in config["penalties"]:
+                self._kept.add_described(entry)
+
+    def save_own_variables(self, store):
+        """Saves the strengths with the addresses of their weights."""
+        self._kept.write(store)
 
     def load_own_variables(self, store):
-        """Loads the strengths, as Keras asks for it.
+        """Loads strengths, those of a weight that is not yet seen as well.
 
-        Keras saves an object that several layers share once, with the first of
-        them, but makes one object for each when it loads. The others find
-        nothing to load, and hand over to the one which did.
+        A store is empty if another copy of this object has the strengths, or
+        if the file has none; then they stay as they are.
         """
-        if self._penalties and not store.keys():
-            self._original = _LAST_LOADED[self._identity]
-            self._penalties.clear()
-            self.tracked.clear()
+        first = self._copies.first
+        first._copies.are_complete = True
+        if not store.keys():
             return
-        if store.keys() and not self._penalties:
-            raise ValueError(
-                f"`{self.name}` has no strengths yet to load saved ones into. "
-                "Call `keras_hposgld.find_hyperparameters(model)` before "
-                "`model.load_weights(...)`."
-            )
-        super().load_own_variables(store)
-        _LAST_LOADED[self._identity] = weakref.ref(self)
+        entries = partners.entries_of(store)
+        if entries is None:  # of version 0.1.0, in the order of `tracked`
+            super(LearnableRegularizer, first).load_own_variables(store)
+            return
+        first._kept.read(store, entries)
+        first.is_from_file = True
 
     def get_config(self) -> dict:
         return {

@@ -1,13 +1,19 @@
 """The regularization of one weight by learned strengths."""
 
+import weakref
+
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.regularizers.bounded_penalty import bounded_penalty
 
 
-class WeightPenalty:
+class WeightPenalty(keras.regularizers.Regularizer):
     """The regularization of one weight, as Keras calls it.
+
+    It keeps no weight alive: a regularizer that serves one model after the
+    other has the strengths of those that are still there.
 
     Attributes:
         owner: The `LearnableRegularizer` that keeps the variables.
@@ -16,16 +22,40 @@ class WeightPenalty:
         strengths: Dictionary from `"l1"`, `"l2"` or `"decay"` to unconstrained
             variables.
         center: Variable that the weight is pulled to, or `None` for zero.
-        weight: The weight's variable, `None` until it has been seen.
+        address: String, the place of the weight in its model, see
+            `hyperparameters.addresses`; `None` as long as nobody has said.
+        is_waiting: Whether it was read from a file, and its weight has not yet
+            been seen.
     """
 
-    def __init__(self, owner, path, shape, strengths, center):
+    def __init__(self, owner, path, shape, strengths, center, address=None):
         self.owner = owner
         self.path = path
         self.shape = tuple(shape)
         self.strengths = strengths
         self.center = center
-        self.weight = None
+        self.address = address
+        self.is_waiting = True
+        self._weight = lambda: None
+
+    @property
+    def weight(self) -> keras.Variable | None:
+        """The weight's variable, `None` before it was seen or after its end."""
+        return self._weight()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The strengths, and the center where there is one."""
+        center = [] if self.center is None else [self.center]
+        return [*self.strengths.values(), *center]
+
+    def bind(self, weight: keras.Variable, address: str | None) -> None:
+        """Becomes the regularizer of a weight."""
+        self._weight = weakref.ref(weight)
+        self.is_waiting = False
+        self.path = weight.path
+        self.address = address or self.address
+        weight.regularizer = self
 
     def __call__(self, weight):
         weight = tf.convert_to_tensor(weight)
@@ -78,3 +108,26 @@ class WeightPenalty:
     def _aligned_strength(self, power):
         strength = self.owner.constrain(self.strengths[power])
         return tf.reshape(strength, self.owner.aligned(self.shape))
+
+    def constants(self) -> dict[str, float]:
+        """One number for each power with which the penalty is what it is now.
+
+        Raises:
+            LookupError: If Keras has no regularizer for it; the message says
+                why.
+        """
+        if self.center is not None:
+            raise LookupError(
+                "Keras has none that pulls to the initial weights"
+            )
+        if self.decays:
+            raise LookupError("Keras has weight decay in the optimizer alone")
+        weight = self.weight.numpy()
+        numbers = {}
+        for power, value in self.strength_values().items():
+            size = np.abs(weight) if power == "l1" else weight**2
+            total = size.sum()
+            numbers[power] = float(
+                (value * size).sum() / total if total > 0 else value.mean()
+            )
+        return numbers

@@ -24,7 +24,7 @@ def check_owners(
             "`kernel_regularizer=keras_hposgld.regularizers.LearnableL2()` "
             "into its layers, or pass `regularizer=`."
         )
-    learned = [x for x in owners if isinstance(x, keras.losses.Loss)]
+    learned = [owner for owner in owners if owner.needs_outer_loss]
     if learned and outer_loss is None:
         raise ValueError(
             "`outer_loss` must be given where the loss is learned: a loss that "

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_hposgld.core.gauss_newton import mark_predictions
 from keras_hposgld.core.problem import BilevelProblem
-from keras_hposgld.hyperparameters.discovery import all_layers
+from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.discovery import not_owned
 from keras_hposgld.training.placement.on_replica import local_loss
 

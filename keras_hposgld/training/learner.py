@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_hposgld import samplers
 from keras_hposgld.estimators import HypergradientEstimator
-from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.discovery import owners_in
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
 from keras_hposgld.training import placement
@@ -64,7 +64,7 @@ class Learner(ShowsHyperparameters, keras.Model):
 
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
-        return find_hyperparameters(self)
+        return owners_in(self, self.model)
 
     # What it was compiled with.
 

@@ -5,12 +5,16 @@
 variables of a part that is here.
 """
 
+import collections
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.discovery import is_kept_by
 from keras_hposgld.hyperparameters.discovery import not_owned
 
 
@@ -58,19 +62,12 @@ def checkpointed(state: dict[str, list[keras.Variable]]) -> tf.Module:
 def unsaved_by_keras(learner: keras.Model) -> dict[str, keras.Variable]:
     """The part of a learner's state that Keras's files leave out, by name.
 
-    Keras saves a loss by its config alone, also where it is learned.
+    Keras saves a loss by its config alone, also where it is learned, and a
+    regularizer only if a layer holds it on an attribute.
     """
-    losses = [
-        variable
-        for owner in find_hyperparameters(learner)
-        if isinstance(owner, keras.losses.Loss)
-        for variable in owner.hyperparameter_variables
-    ]
-    return {
-        f"{name}_{number}": variable
-        for name, variables in (
-            ("random_state", random_states(learner.model)),
-            ("loss", losses),
-        )
-        for number, variable in enumerate(variables)
-    }
+    parts = [("random_state", v) for v in random_states(learner.model)]
+    for owner in find_hyperparameters(learner):
+        if not is_kept_by(learner, owner):
+            parts += owner.saved_apart()
+    numbers: dict[str, Iterator] = collections.defaultdict(itertools.count)
+    return {f"{name}_{next(numbers[name])}": v for name, v in parts}

@@ -112,7 +112,8 @@ def test_strength_above_its_bound_comes_back(bijector, run):
     owner = hs.regularizers.LearnableL2(
         0.5, "tensor", max_value=1.0, bijector=bijector
     )
-    penalty = owner.attach(keras.Variable(np.ones((2, 2)), dtype="float32"))
+    weight = keras.Variable(np.ones((2, 2)), dtype="float32")
+    penalty = owner.attach(weight)
     (variable,) = owner.hyperparameter_variables
     variable.assign(1.5)  # a strength of 4.5, or of 1.7
     slope = tf.exp(bijector.forward_log_det_jacobian(variable.value))

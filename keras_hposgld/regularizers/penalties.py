@@ -1,0 +1,152 @@
+"""The penalties of one regularizer, a weight each, and how files keep them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hposgld.hyperparameters.unconstrained import scope_of
+from keras_hposgld.regularizers import partners
+from keras_hposgld.regularizers.granularity import strength_shape
+from keras_hposgld.regularizers.weight_penalty import WeightPenalty
+
+
+class Penalties:
+    """What a regularizer has for each of its weights.
+
+    Args:
+        owner: `LearnableRegularizer`. Its list `tracked` is what Keras saves.
+    """
+
+    def __init__(self, owner: Any):
+        self.owner = owner
+        self._all: list[WeightPenalty] = []
+
+    @property
+    def alive(self) -> list[WeightPenalty]:
+        """Those of weights that there are."""
+        return [p for p in self._all if p.weight is not None]
+
+    @property
+    def waiting(self) -> list[WeightPenalty]:
+        """Those from a file, whose weights have not yet been seen."""
+        return [p for p in self._all if p.is_waiting]
+
+    def bind(
+        self, weight: keras.Variable, address: str | None, known: set[str]
+    ) -> WeightPenalty:
+        """The penalty of a weight, one from a file if it is for that weight.
+
+        Args:
+            weight: Variable without a penalty.
+            address: Its place in the model, `None` if nobody has said.
+            known: The addresses of all weights of that model.
+
+        Raises:
+            ValueError: If a file has strengths, and it cannot be told whether
+                they are those of the weight.
+        """
+        self.drop_dead()
+        if address is None:
+            penalty = partners.by_path(self.waiting, weight)
+        else:
+            penalty = partners.by_address(self.waiting, address, known)
+        if penalty is None:
+            penalty = self.add(
+                weight.path, tuple(weight.shape), weight.dtype, weight
+            )
+        penalty.bind(weight, address)
+        return penalty
+
+    def add(
+        self, path, shape, dtype, weight=None, address=None
+    ) -> WeightPenalty:
+        """Makes the strengths of a weight, and its center."""
+        owner = self.owner
+        # A plain `fit` gets here while it traces. A variable that is made
+        # outside of its graph has a value also if the tracing fails.
+        with tf.init_scope():
+            start = owner.unconstrain(owner.initial_value, dtype)
+            own_shape = strength_shape(owner.granularity, shape)
+            strengths = {
+                power: self._variable(
+                    np.full(own_shape, start, dtype), path, power
+                )
+                for power in owner.powers
+            }
+            center = None
+            if owner.center is not None:
+                value = np.zeros(shape) if weight is None else weight.numpy()
+                center = self._variable(
+                    np.asarray(value, dtype), path, "center"
+                )
+        penalty = WeightPenalty(owner, path, shape, strengths, center, address)
+        self._all.append(penalty)
+        owner.built = True
+        return penalty
+
+    def _variable(self, value, path, name):
+        *layer, weight_name = path.split("/")
+        # Not `kernel/l2`: an `.h5` file has the kernel itself in that place.
+        with scope_of("/".join(layer)):
+            variable = keras.Variable(
+                lambda shape, dtype: tf.convert_to_tensor(value, dtype),
+                shape=value.shape,
+                dtype=value.dtype.name,
+                trainable=False,
+                autocast=False,
+                name=f"{weight_name}_{name}",
+            )
+        self.owner.tracked.append(variable)
+        return variable
+
+    def drop_dead(self) -> None:
+        """Forgets weights that are gone, and the strengths they had."""
+        kept = [p for p in self._all if p.is_waiting or p.weight is not None]
+        if len(kept) == len(self._all):
+            return
+        self._all = kept
+        variables = {id(v) for penalty in kept for v in penalty.variables}
+        tracked = self.owner.tracked
+        for position in reversed(range(len(tracked))):
+            if id(tracked[position]) not in variables:
+                del tracked[position]
+
+    # Files.
+
+    def described(self) -> list[dict]:
+        """What the config of the regularizer says of them."""
+        self.drop_dead()
+        return partners.described(self._all)
+
+    def add_described(self, entry: dict) -> WeightPenalty:
+        """Makes a penalty that waits for the weight of such an entry."""
+        return self.add(
+            entry["path"],
+            tuple(entry["shape"]),
+            entry["dtype"],
+            address=entry.get("address"),
+        )
+
+    def write(self, store) -> None:
+        """Writes the strengths into a store of Keras's."""
+        self.drop_dead()
+        if self._all:
+            partners.write(store, self._all)
+
+    def read(self, store, entries: list[dict]) -> None:
+        """Reads them, those of a weight that is not yet seen as well.
+
+        Raises:
+            ValueError: If the store lacks the strengths of a weight.
+        """
+        number = 0
+        loaded = []
+        for entry in entries:
+            penalty = partners.of_entry(self._all, entry)
+            loaded.append(penalty or self.add_described(entry))
+            for variable in loaded[-1].variables:
+                variable.assign(store[str(number)])
+                number += 1
+        partners.check_loaded(self.alive, loaded)
