@@ -36,7 +36,10 @@ def weight_addresses(model: keras.Model) -> dict[int, str]:
         used: dict[str, int] = {}
         for weight in layer.weights:
             if id(weight) not in addresses:  # else it is of a layer within
-                name = _numbered(weight.name, used)
+                # Keras numbers those without a name in the order of making.
+                is_unnamed = re.fullmatch(r"variable(_\d+)?", weight.name)
+                name = "variable" if is_unnamed else weight.name
+                name = _numbered(name, used)
                 addresses[id(weight)] = f"{place}{name}"
 
     visit(model, "")
@@ -89,8 +92,10 @@ def _children(layer) -> Iterator[tuple[str, Any]]:
     """The layers directly within one, by their places."""
     if isinstance(layer, keras.Sequential) or hasattr(layer, "operations"):
         yield from _in_container("layers", layer.layers, {})
-    for name in sorted(vars(layer).keys() - _KERAS_ATTRIBUTES):
-        value = vars(layer)[name]
+    # Private ones last, as in Keras; TensorFlow's own begin with `_self_`.
+    names = vars(layer).keys() - _KERAS_ATTRIBUTES
+    for name in sorted(names, key=lambda name: (name[0] == "_", name)):
+        value = None if name.startswith("_self_") else vars(layer)[name]
         if isinstance(value, keras.layers.Layer):
             yield name, value
         elif isinstance(value, list | tuple | dict):

@@ -101,7 +101,7 @@ class LearnableRegularizer(
     def __call__(self, weight):
         """The penalty of a weight that is seen for the first time."""
         if not isinstance(weight, keras.Variable):
-            raise TypeError(
+            raise RuntimeError(
                 f"`{self.name}` regularizes weights: it was called with a "
                 "tensor, and cannot tell of which weight. Pass it as "
                 "`kernel_regularizer`, not as `activity_regularizer`; for a "
