@@ -24,6 +24,7 @@ from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
+from keras_hposgld.training.refit import refit
 from keras_hposgld.training.update_guard import StopOnNonFinite
 from keras_hposgld.training.weight_copies import WeightCopies
 
@@ -439,4 +440,4 @@ class BilevelModel(Learner):
         Returns:
             `keras.callbacks.History` of the plain training.
         """
-        return export.refit(self, optimizer, x, y, **fit_arguments)
+        return refit(self, optimizer, x, y, **fit_arguments)

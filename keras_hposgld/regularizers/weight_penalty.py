@@ -122,7 +122,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
             )
         if self.decays:
             raise LookupError("Keras has weight decay in the optimizer alone")
-        weight = self.weight.numpy()
+        weight = np.asarray(self.weight)
         numbers = {}
         for power, value in self.strength_values().items():
             size = np.abs(weight) if power == "l1" else weight**2

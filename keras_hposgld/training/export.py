@@ -1,14 +1,14 @@
-"""Plain Keras models from learned ones, and plain training of learned ones."""
+"""Plain Keras models from learned ones."""
 
 import warnings
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
+from keras_hposgld.hyperparameters.addresses import weight_addresses
 from keras_hposgld.hyperparameters.discovery import not_owned
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
 
@@ -34,15 +34,14 @@ def export_model(model: keras.Model) -> keras.Model:
 
     def plain(layer):
         if isinstance(layer, Hyperparameter):
-            # An augmentation, which does nothing in inference.
-            return keras.layers.Identity(name=layer.name)
+            return layer.exported()
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):
             config = _with_constants(layer, config)
         return type(layer).from_config(config)
 
     exported = clone(model, plain)
-    copy_weights(not_owned(model.weights, model), exported.weights)
+    copy_weights(model, exported)
     for weight in exported.weights:
         if isinstance(weight.regularizer, Hyperparameter | WeightPenalty):
             raise ValueError(
@@ -108,36 +107,38 @@ def clone(model: keras.Model, function=None) -> keras.Model:
     return result
 
 
-def copy_weights(source: list, target: list, trainable: bool = True) -> None:
-    """Assigns weights pairwise; those of learned regularizers left out.
+def copy_weights(
+    source: keras.Model, target: keras.Model, trainable: bool = True
+) -> None:
+    """Assigns the weights of a model to its copy, by their places.
+
+    What belongs to hyperparameters is left out.
 
     Args:
-        source: List of variables.
-        target: List of variables.
+        source: Built `keras.Model`.
+        target: `keras.Model` of the same layers.
         trainable: Whether the trainable ones are copied, too.
     """
-
-    def own(weights):
-        strengths = {
-            id(variable)
-            for weight in weights
-            if isinstance(weight.regularizer, WeightPenalty)
-            for variable in weight.regularizer.owner.variables
-        }
-        return [weight for weight in weights if id(weight) not in strengths]
-
-    for old, new in zip(own(source), own(target), strict=True):
+    places = weight_addresses(source)
+    values = {places[id(w)]: w for w in not_owned(source.weights, source)}
+    places = weight_addresses(target)
+    for weight in not_owned(target.weights, target):
+        old = values[places[id(weight)]]
         if trainable or not old.trainable:
-            new.assign(old)
+            weight.assign(old)
 
 
 def _with_constants(layer, config):
     """A layer's config, with a constant in each place of a learned penalty."""
-    by_owner = {}
+    by_owner: dict[int, list] = {}
     for weight in layer.weights:
-        penalty = weight.regularizer
-        if isinstance(penalty, WeightPenalty):
-            by_owner.setdefault(id(penalty.owner), []).append(penalty)
+        regularizer = weight.regularizer
+        if isinstance(regularizer, WeightPenalty):
+            penalties = by_owner.setdefault(id(regularizer.owner), [])
+            penalties.append(regularizer)
+        elif isinstance(regularizer, WeightHyperparameter):
+            # Frozen from the start: nothing was ever learned for it.
+            config = _replaced(config, regularizer, None)
     for penalties in by_owner.values():
         owner = penalties[0].owner
         if _find(config, owner):
@@ -161,22 +162,10 @@ def _constant_regularizer(layer, penalties: list[WeightPenalty]):
         return _warn(
             layer, penalty, "Keras gives one object to several weights of it"
         )
-    if penalty.center is not None:
-        return _warn(
-            layer, penalty, "Keras has none that pulls to the initial weights"
-        )
-    if penalty.decays:
-        return _warn(
-            layer, penalty, "Keras has weight decay in the optimizer alone"
-        )
-    weight = penalty.weight.numpy()
-    constants = {}
-    for power, value in penalty.strength_values().items():
-        size = np.abs(weight) if power == "l1" else weight**2
-        total = size.sum()
-        constants[power] = float(
-            (value * size).sum() / total if total > 0 else value.mean()
-        )
+    try:
+        constants = penalty.constants()
+    except LookupError as reason:
+        return _warn(layer, penalty, reason.args[0])
     return keras.regularizers.serialize(keras.regularizers.L1L2(**constants))
 
 
@@ -224,67 +213,3 @@ def _empty_place(weight_name, config):
         if key in config and config[key] is None:
             return key
     return None
-
-
-def refit(learner, optimizer, x, y, **fit_arguments):
-    """Trains fresh weights under learned strengths; see `BilevelModel.refit`.
-
-    Only what is trained starts afresh: frozen layers and statistics stay.
-
-    Args:
-        learner: Compiled `BilevelModel`.
-        optimizer: Keras optimizer, or `None` for the learner's sampler.
-        x: As in `keras.Model.fit`.
-        y: Likewise.
-        **fit_arguments: Likewise.
-    """
-    model = learner.model
-    fresh = clone(model)
-    for old, new in zip(
-        model.trainable_variables, fresh.trainable_variables, strict=True
-    ):
-        if isinstance(old.regularizer, WeightPenalty):
-            _hand_over(old.regularizer, new)
-    copy_weights(model.weights, fresh.weights, trainable=False)
-    if optimizer is None:
-        sampler = learner.optimizer
-        optimizer = type(sampler).from_config(sampler.get_config())
-    optimizer = keras.optimizers.get(optimizer)
-    decaying = [
-        weight
-        for weight in fresh.trainable_variables
-        if getattr(weight.regularizer, "decays", False)
-    ]
-    if decaying:
-        _decay_in(optimizer, decaying)
-    fresh.compile(optimizer=optimizer, **learner.plain_compile_arguments())
-    history = fresh.fit(x, y, **fit_arguments)
-    copy_weights(fresh.weights, model.weights)
-    return history
-
-
-def _decay_in(optimizer, weights: list) -> None:
-    """Makes an optimizer apply the learned decay of weights, as AdamW does."""
-    plain = optimizer.apply
-
-    def apply(grads, trainable_variables=None):
-        for weight in weights:  # before the step, as in Keras
-            rate = keras.ops.cast(optimizer.learning_rate, weight.dtype)
-            decay = weight.regularizer.decay(tf.convert_to_tensor(weight))
-            weight.assign(weight - decay * rate)
-        plain(grads, trainable_variables)
-
-    optimizer.apply = apply
-
-
-def _hand_over(penalty: WeightPenalty, weight: keras.Variable) -> None:
-    """Gives a fresh weight a copy of the penalty of another."""
-    owner = getattr(weight.regularizer, "owner", weight.regularizer)
-    if owner is None:  # attached from outside
-        owner = type(penalty.owner).from_config(penalty.owner.get_config())
-    copy = owner.attach(weight)
-    for power, variable in penalty.strengths.items():
-        copy.strengths[power].assign(variable)
-    if penalty.center is not None:
-        copy.center.assign(penalty.center)
-        weight.assign(penalty.center)

@@ -280,3 +280,34 @@ def test_export_to_a_path_is_that_of_keras(rng, tmp_path, wrap):
     )
     with pytest.raises(ValueError, match="format"):
         wrap(model).export(tmp_path / "other", format="punched_cards")
+
+
+def test_frozen_layers_are_exported_and_refit(rng):
+    x, y = rng.normal(size=(24, 4)), rng.normal(size=(24, 1))
+    first, last = (
+        keras.layers.Dense(
+            n, kernel_regularizer=hs.regularizers.LearnableL2(0.1)
+        )
+        for n in (3, 1)
+    )
+    model = keras.Sequential([keras.Input((4,)), first, last])
+    first.trainable = False  # from the start
+    learner = hs.BilevelModel(model)
+    learner.compile(optimizer=hs.SGLD(0.05), loss="mse")
+    fit = dict(outer_data=(x[16:], y[16:]), batch_size=4, verbose=0)
+    learner.fit(x[:16], y[:16], **fit)
+    exported = learner.export()
+    assert exported.layers[0].kernel_regularizer is None
+    np.testing.assert_allclose(exported(x), model(x), rtol=1e-6)
+    first.trainable = True
+    learner.compile(optimizer=hs.SGLD(0.05), loss="mse")
+    learner.fit(x[:16], y[:16], **fit)
+    last.trainable = False  # after learning
+    (value,) = last.kernel.regularizer.strength_values().values()
+    kept = last.kernel.numpy()
+    learner.refit(x, y, optimizer="sgd", verbose=0)
+    np.testing.assert_array_equal(last.kernel, kept)
+    np.testing.assert_array_equal(
+        *last.kernel.regularizer.strength_values().values(), value
+    )
+    assert learner.export().layers[1].kernel_regularizer is not None
