@@ -145,14 +145,21 @@ class Learner(ModelWrapper):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """As in Keras; out of training the outer loss is tracked, too."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             self.outer_level.track_loss(
-                local_loss(
-                    self.outer_level.loss(self)(y, y_pred, sample_weight)
-                ),
+                local_loss(self._outer_loss_of(y, y_pred, sample_weight)),
                 tf.shape(tf.nest.flatten(x)[0])[0],
             )
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss
+
+    def _outer_loss_of(self, y, y_pred, sample_weight):
+        function = self.outer_level.loss(self)
+        if function is not self._compile_loss:
+            return function(y, y_pred, sample_weight)
+        # It updates the metrics of single outputs, for the second time.
+        with keras.StatelessScope():
+            return function(y, y_pred, sample_weight)
 
     def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
         """As in Keras; with `return_dict=True` also the `"outer_loss"`.
