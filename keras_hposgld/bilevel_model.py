@@ -5,8 +5,6 @@ weights and estimates the hypergradient, then one step of the optimizer of the
 hyperparameters. Everything around it is Keras's own `fit`.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,25 +12,16 @@ import keras
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.kinds import input_ranks_of
-from keras_hposgld.hyperparameters.addresses import replace
-from keras_hposgld.hyperparameters.discovery import attach_regularizer
-from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
-from keras_hposgld.training import export
-from keras_hposgld.training import keras_problem
+from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.first_chain import FirstChain
-from keras_hposgld.training.learner import Learner
-from keras_hposgld.training.memory_estimate import estimate_memory
-from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
-from keras_hposgld.training.refit import refit
 from keras_hposgld.training.update_guard import StopOnNonFinite
-from keras_hposgld.training.weight_copies import WeightCopies
 
 STARTS = ("continue", "initial")
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
-class BilevelModel(Learner):
+class BilevelModel(BilevelLearner):
     """Wraps a Keras model so that `fit` learns its hyperparameters too.
 
     The progress bar counts outer iterations; each takes a chain of
@@ -85,30 +74,6 @@ class BilevelModel(Learner):
     print(history.history["outer_loss"], learner.hyperparameter_values())
     ```
     """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        regularizer: Any = None,
-        filter: Callable | None = None,
-        example_weights: Any = None,
-        seed: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(model, seed=seed, name=name)
-        self.regularizer = regularizer
-        self.filter = filter
-        self.example_weights = example_weights
-        self.starting_weights = WeightCopies("starting_weights")
-        if self.built:
-            self.find_hyperparameters()
-
-    def find_hyperparameters(self) -> list[Hyperparameter]:
-        """The objects that own the hyperparameters of the built model."""
-        used = attach_regularizer(self.model, self.regularizer, self.filter)
-        if used is not self.regularizer:  # which serves another model
-            replace(self, self.regularizer, used)
-        return super().find_hyperparameters()
 
     def compile(
         self,
@@ -178,26 +143,6 @@ class BilevelModel(Learner):
         self.plain_compile_arguments = lambda: plain
         if self.built:
             self._prepare()
-
-    def _prepare(self):
-        weights = self.trainable_variables
-        self.placement.check(
-            [
-                *self.model.variables,
-                *self.hyperparameters,
-                self.optimizer.iterations,
-                self.hyper_optimizer.iterations,
-            ],
-            self.hypergradient,
-            self.jit_compile,
-            self.steps_per_execution,
-        )
-        self.outer_level.prepare(
-            weights, self.find_hyperparameters(), self.sampler
-        )
-        if self.start == "initial":
-            self.starting_weights.build_for(weights)
-        self.track_for_checkpoints()
 
     def fit(
         self,
@@ -272,13 +217,11 @@ class BilevelModel(Learner):
             input_ranks=input_ranks_of(self.model),
             example_weights=self.example_weights,
         )
-        with self.distribute_strategy.scope():
-            keras_problem.build_on(self, data.first_batch(), self._weigh)
-            self._prepare()
-            if self.start == "initial" and not self.starting_weights.are_set:
-                self.starting_weights.remember(self.trainable_variables)
+        self._steps.build(data.first_batch())
         num_steps, first = self.hypergradient.num_steps, FirstChain()
-        warn_if_too_much(self._memory_estimate(), data.bytes_of(num_steps))
+        warn_if_too_much(
+            self._steps.memory_estimate(), data.bytes_of(num_steps)
+        )
         chains = self.placement.chains(
             lambda: data.chains(num_steps, first), data.batch_sizes
         )
@@ -294,150 +237,3 @@ class BilevelModel(Learner):
             ),
             **keras_arguments,
         )
-
-    def _weigh(self, sample_weight):
-        if self.example_weights is None:
-            return sample_weight
-        return self.example_weights.weigh(sample_weight)
-
-    def memory_estimate(self) -> MemoryEstimate:
-        """How many bytes `fit` is going to need, activations not counted.
-
-        `fit` warns by itself where a chain is not going to fit into the
-        memory that is left on a CPU.
-
-        Returns:
-            `MemoryEstimate`, which prints as one line.
-
-        Raises:
-            RuntimeError: If the learner was not built and compiled.
-        """
-        if not (self.built and self.compiled):
-            raise RuntimeError(
-                "`compile(...)` must be called, on a model that is built, "
-                "before `memory_estimate()`."
-            )
-        self._prepare()
-        return self._memory_estimate()
-
-    def _memory_estimate(self):
-        copies = [
-            *self.starting_weights.values,
-            *self.outer_level.memory.values,
-        ]
-        return estimate_memory(
-            self.trainable_variables,
-            copies,
-            self.hyperparameters,
-            self.hyper_optimizer.variables,
-            self.hypergradient,
-            self.sampler,
-        )
-
-    def train_step(self, data):
-        """One outer iteration, on the stacked batches of one chain."""
-        outer_level = self.outer_level
-        problem = keras_problem.KerasProblem(
-            self,
-            self.hyperparameters,
-            keras_problem.layer_variables(self.model),
-            outer_level.loss(self),
-            outer_level.layer_state,
-            weigh=self._weigh,
-        )
-        start = (
-            problem.weights
-            if self.start == "continue"
-            else self.starting_weights.values
-        )
-        outer_level.run(
-            problem,
-            *data,
-            start=start,
-            sampler=self.sampler,
-            placement=self.placement,
-        )
-        return self.get_metrics_result()
-
-    def summary(self, *args, print_fn=None, **keras_arguments):
-        """Prints Keras's summary of the model, and the hyperparameters.
-
-        Keras counts hyperparameters among the non-trainable parameters; the
-        line below its table says how many of those they are.
-        """
-        self.model.summary(*args, print_fn=print_fn, **keras_arguments)
-        number = sum(math.prod(v.shape) for v in self.hyperparameters)
-        (print_fn or print)(
-            f" Hyperparameters: {number:,} (learned on the outer data; Keras "
-            "counts those of its layers as non-trainable)"
-        )
-
-    def state(self) -> dict[str, list[keras.Variable]]:
-        """All variables that training resumes from, by what they are."""
-        return super().state() | {
-            "starting_weights": list(self.starting_weights.weights)
-        }
-
-    def own_compile_arguments(self) -> dict:
-        return super().own_compile_arguments() | {
-            "start": self.start,
-            "warmup_steps": self.outer_level.warmup_steps,
-        }
-
-    def get_config(self) -> dict:
-        serialize = keras.saving.serialize_keras_object
-        return super().get_config() | {
-            "regularizer": serialize(self.regularizer),
-            "example_weights": serialize(self.example_weights),
-        }
-
-    def export(
-        self,
-        filepath: Any = None,
-        format: str = "tf_saved_model",
-        **keras_arguments: Any,
-    ) -> keras.Model:
-        """A plain Keras model, which loads without `keras_hposgld`.
-
-        Args:
-            filepath: Where to write it for serving, as in
-                `keras.Model.export`. `None` (default): it is not written.
-            format: As in `keras.Model.export`.
-            **keras_arguments: Likewise.
-
-        Returns:
-            `keras.Model` with the same weights, predictions and losses. Its
-            regularizers are Keras's own, which take one number: the learned
-            strength where there is one per tensor, else the number that gives
-            the same penalty now. Train on under the learned strengths with
-            `refit` or with the wrapped model.
-        """
-        return export.exported(
-            self.model, filepath, format=format, **keras_arguments
-        )
-
-    def refit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        *,
-        optimizer: Any = None,
-        **fit_arguments: Any,
-    ) -> keras.callbacks.History:
-        """Trains fresh weights with the learned hyperparameters held fixed.
-
-        What a search does with the best constants that it found: use all the
-        data, the outer ones too. The weights of this model are replaced by the
-        result; the hyperparameters stay.
-
-        Args:
-            x: As in `keras.Model.fit`.
-            y: Likewise.
-            optimizer: Keras optimizer of the weights. `None` (default): the
-                sampler that the model was compiled with, from its start.
-            **fit_arguments: Passed to the plain `keras.Model.fit`.
-
-        Returns:
-            `keras.callbacks.History` of the plain training.
-        """
-        return refit(self, optimizer, x, y, **fit_arguments)

@@ -12,13 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld import estimators
+from keras_hposgld.meta import meta_steps
 from keras_hposgld.meta.task_chains import TaskChains
 from keras_hposgld.meta.tasks import check_meta_batches
-from keras_hposgld.meta.tasks import flat
-from keras_hposgld.training import export
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training.learner import Learner
-from keras_hposgld.training.placement.on_replica import local_loss
 from keras_hposgld.training.update_guard import StopOnNonFinite
 
 
@@ -254,53 +252,16 @@ class MetaModel(Learner):
 
     def train_step(self, tasks):
         """One outer iteration, on a meta-batch."""
-        shows_metrics = len(self.metrics) > len(self.outer_level.metrics) + 1
-        inner_loss, outer_loss, hypergradient, layer_state = (
-            self._chains.estimate(
-                tasks, self._count_metrics if shows_metrics else None
-            )
-        )
-
-        def keep_layer_state():
-            variables = keras_problem.layer_variables(self.model)
-            for variable, value in zip(variables, layer_state, strict=True):
-                variable.assign(tf.cast(value, variable.dtype))
-
-        self.outer_level.learn(
-            self.hyperparameters,
-            hypergradient,
-            placement=self.placement,
-            causes=[
-                ("the inner objective", inner_loss),
-                ("the outer objective", outer_loss),
-            ],
-            also=keep_layer_state,
-        )
-        self.outer_level.track_loss(outer_loss)
-        keras_problem.loss_metric(self).update_state(inner_loss)
+        meta_steps.learn(self, self._chains, tasks)
         return self.get_metrics_result()
-
-    def _count_metrics(self, query, y_pred):
-        x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
-        self.compute_metrics(x, y, flat(y_pred), sample_weight)
 
     def test_step(self, tasks):
         """Losses and metrics of the queries, after adaptation."""
-        support, query = tasks
-        y_pred = flat(self._chains.predict(support, query[0]))
-        x, y, sample_weight = flat(keras.utils.unpack_x_y_sample_weight(query))
-        loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-        keras_problem.loss_metric(self).update_state(
-            local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
-        )
-        logs = self.compute_metrics(x, y, y_pred, sample_weight)
-        return self.outer_level.without_training_logs(logs)
+        return meta_steps.judge(self, self._chains, tasks)
 
     def predict_step(self, tasks):
         """The predictions of the queries of a meta-batch."""
-        support, query = tasks
-        x = query[0] if isinstance(query, tuple) else query
-        return self._chains.predict(support, x)
+        return meta_steps.predict(self._chains, tasks)
 
     def adapt(
         self, x: Any, y: Any, *, num_steps: int | None = None
@@ -324,32 +285,12 @@ class MetaModel(Learner):
                 "`compile(...)` must be called before `adapt(...)`: it names "
                 "the loss and the sampler of the steps."
             )
-        support = tf.nest.map_structure(
-            lambda array: tf.convert_to_tensor(array), (x, y)
-        )
-        keras_problem.build_on(self, support)
         num_steps = self.adaptation_steps if num_steps is None else num_steps
-        num_steps = estimators.check_count("num_steps", num_steps, 0)
-        adapted = self._chains.weights_after(support, num_steps)
-        model = export.export_model(self.model)
-        for weight, value in zip(
-            model.trainable_variables, adapted, strict=True
-        ):
-            weight.assign(value)
-        return model
-
-    def export(
-        self,
-        filepath: Any = None,
-        format: str = "tf_saved_model",
-        **keras_arguments: Any,
-    ) -> keras.Model:
-        """A plain Keras model with the initial weights.
-
-        Arguments: those of `BilevelModel.export`.
-        """
-        return export.exported(
-            self.model, filepath, format=format, **keras_arguments
+        return meta_steps.adapted(
+            self,
+            self._chains,
+            (x, y),
+            estimators.check_count("num_steps", num_steps, 0),
         )
 
     def own_compile_arguments(self) -> dict:

@@ -22,6 +22,7 @@ from keras_hposgld.core.gauss_newton import mark_predictions
 from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.discovery import not_owned
+from keras_hposgld.training.overrides import compute_loss
 from keras_hposgld.training.placement.on_replica import local_loss
 
 LAYER_STATES = ("carried", "frozen")
@@ -103,8 +104,8 @@ class KerasProblem(BilevelProblem):
             sample_weight = self.weigh(sample_weight)
             y_pred = self.trainer(x, training=self.training)
             y_pred = mark_predictions(y_pred)
-            loss = self.trainer.compute_loss(
-                x, y, y_pred, sample_weight, training=True
+            loss = compute_loss(
+                self.trainer, x, y, y_pred, sample_weight, training=True
             )
             loss = local_loss(loss)
             if self.tracks_metrics:
@@ -168,18 +169,9 @@ def build_on(
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     sample_weight = weigh(sample_weight)
     y_pred = trainer(x, training=False)
-    trainer.compute_loss(x, y, y_pred, sample_weight, training=False)
+    compute_loss(trainer, x, y, y_pred, sample_weight, training=False)
     trainer.compute_metrics(x, y, y_pred, sample_weight)
     trainer.reset_metrics()
-
-
-def unregularized_loss(trainer: keras.Model) -> Callable:
-    """The compiled loss of a model without its regularization.
-
-    `compute_loss` adds the two up. The part that is wanted here is in an
-    attribute that is private to Keras; it has no public name.
-    """
-    return trainer._compile_loss
 
 
 def loss_function(loss) -> Callable:

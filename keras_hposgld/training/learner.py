@@ -13,16 +13,16 @@ from keras_hposgld import samplers
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.discovery import owners_in
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
-from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
 from keras_hposgld.training import placement
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement.on_replica import local_loss
 from keras_hposgld.training.state import checkpointed
 from keras_hposgld.training.state import state_of
 from keras_hposgld.training.state import unsaved_by_keras
+from keras_hposgld.training.wrapper import ModelWrapper
 
 
-class Learner(ShowsHyperparameters, keras.Model):
+class Learner(ModelWrapper):
     """A Keras model with an outer level, around a model of the user's.
 
     Args:
@@ -40,25 +40,12 @@ class Learner(ShowsHyperparameters, keras.Model):
         seed: int | None = None,
         name: str | None = None,
     ):
-        super().__init__(name=name)
-        if not isinstance(model, keras.Model):
-            raise TypeError(
-                "`model` must be a `keras.Model`. "
-                f"Received: model={model!r} of type {type(model).__name__}."
-            )
+        super().__init__(model, name=name)
         self.placement = placement.current()
-        self.model = model
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.outer_level = OuterLevel()
         if model.built:
             self.built = True
-
-    def call(self, inputs, training=None):
-        return self.model(inputs, training=training)
-
-    def build(self, input_shape=None):
-        if not self.model.built:
-            self.model.build(input_shape)
 
     # The hyperparameters.
 
@@ -158,14 +145,21 @@ class Learner(ShowsHyperparameters, keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """As in Keras; out of training the outer loss is tracked, too."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
             self.outer_level.track_loss(
-                local_loss(
-                    self.outer_level.loss(self)(y, y_pred, sample_weight)
-                ),
+                local_loss(self._outer_loss_of(y, y_pred, sample_weight)),
                 tf.shape(tf.nest.flatten(x)[0])[0],
             )
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss
+
+    def _outer_loss_of(self, y, y_pred, sample_weight):
+        function = self.outer_level.loss(self)
+        if function is not self._compile_loss:
+            return function(y, y_pred, sample_weight)
+        # It updates the metrics of single outputs, for the second time.
+        with keras.StatelessScope():
+            return function(y, y_pred, sample_weight)
 
     def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
         """As in Keras; with `return_dict=True` also the `"outer_loss"`.

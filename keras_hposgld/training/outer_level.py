@@ -23,7 +23,7 @@ from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import LAYER_STATES
 from keras_hposgld.training.keras_problem import loss_function
 from keras_hposgld.training.keras_problem import tensors
-from keras_hposgld.training.keras_problem import unregularized_loss
+from keras_hposgld.training.overrides import outer_loss_of
 from keras_hposgld.training.placement import Placement
 from keras_hposgld.training.update_guard import UpdateGuard
 from keras_hposgld.training.weight_copies import WeightCopies
@@ -302,7 +302,7 @@ class OuterLevel(keras.layers.Layer):
     def loss(self, trainer: keras.Model) -> Callable:
         """The outer loss, a function `(y, y_pred, sample_weight)`."""
         if self.outer_loss is None:
-            return unregularized_loss(trainer)
+            return outer_loss_of(trainer)
         return loss_function(self.outer_loss)
 
 

@@ -1,0 +1,131 @@
+"""What a `BilevelModel` is and keeps, apart from `compile` and `fit`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_hposgld.hyperparameters.addresses import replace
+from keras_hposgld.hyperparameters.discovery import attach_regularizer
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.training.bilevel_steps import BilevelSteps
+from keras_hposgld.training.learner import Learner
+from keras_hposgld.training.memory_estimate import MemoryEstimate
+from keras_hposgld.training.refit import refit
+from keras_hposgld.training.weight_copies import WeightCopies
+
+
+class BilevelLearner(Learner):
+    """A learner whose chains run on batches of two levels.
+
+    Args:
+        model: As in `BilevelModel`, like all of them.
+        regularizer: A learnable regularizer or `None`.
+        filter: Function or `None`.
+        example_weights: `ExampleWeights` or `None`.
+        seed: Integer or `None`.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        regularizer: Any = None,
+        filter: Callable | None = None,
+        example_weights: Any = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(model, seed=seed, name=name)
+        self.regularizer = regularizer
+        self.filter = filter
+        self.example_weights = example_weights
+        self.starting_weights = WeightCopies("starting_weights")
+        self._steps = BilevelSteps(self)
+        if self.built:
+            self.find_hyperparameters()
+
+    def find_hyperparameters(self) -> list[Hyperparameter]:
+        """The objects that own the hyperparameters of the built model."""
+        used = attach_regularizer(self.model, self.regularizer, self.filter)
+        if used is not self.regularizer:  # which serves another model
+            replace(self, self.regularizer, used)
+        return super().find_hyperparameters()
+
+    def _prepare(self):
+        self._steps.prepare()
+
+    def _weigh(self, sample_weight):
+        if self.example_weights is None:
+            return sample_weight
+        return self.example_weights.weigh(sample_weight)
+
+    def memory_estimate(self) -> MemoryEstimate:
+        """How many bytes `fit` is going to need, activations not counted.
+
+        `fit` warns by itself where a chain is not going to fit into the
+        memory that is left on a CPU.
+
+        Returns:
+            `MemoryEstimate`, which prints as one line.
+
+        Raises:
+            RuntimeError: If the learner was not built and compiled.
+        """
+        if not (self.built and self.compiled):
+            raise RuntimeError(
+                "`compile(...)` must be called, on a model that is built, "
+                "before `memory_estimate()`."
+            )
+        self._prepare()
+        return self._steps.memory_estimate()
+
+    def train_step(self, data):
+        """One outer iteration, on the stacked batches of one chain."""
+        self._steps.run(*data)
+        return self.get_metrics_result()
+
+    def state(self) -> dict[str, list[keras.Variable]]:
+        """All variables that training resumes from, by what they are."""
+        return super().state() | {
+            "starting_weights": list(self.starting_weights.weights)
+        }
+
+    def own_compile_arguments(self) -> dict:
+        return super().own_compile_arguments() | {
+            "start": self.start,
+            "warmup_steps": self.outer_level.warmup_steps,
+        }
+
+    def get_config(self) -> dict:
+        serialize = keras.saving.serialize_keras_object
+        return super().get_config() | {
+            "regularizer": serialize(self.regularizer),
+            "example_weights": serialize(self.example_weights),
+        }
+
+    def refit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        optimizer: Any = None,
+        **fit_arguments: Any,
+    ) -> keras.callbacks.History:
+        """Trains fresh weights with the learned hyperparameters held fixed.
+
+        What a search does with the best constants that it found: use all the
+        data, the outer ones too. The weights of this model are replaced by the
+        result; the hyperparameters stay.
+
+        Args:
+            x: As in `keras.Model.fit`.
+            y: Likewise.
+            optimizer: Keras optimizer of the weights. `None` (default): the
+                sampler that the model was compiled with, from its start.
+            **fit_arguments: Passed to the plain `keras.Model.fit`.
+
+        Returns:
+            `keras.callbacks.History` of the plain training.
+        """
+        return refit(self, optimizer, x, y, **fit_arguments)

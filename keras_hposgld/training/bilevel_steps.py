@@ -1,0 +1,94 @@
+"""The outer iterations of a `BilevelModel`: prepared, run, and their memory."""
+
+from typing import Any
+
+import keras
+
+from keras_hposgld.training import keras_problem
+from keras_hposgld.training.memory_estimate import estimate_memory
+from keras_hposgld.training.memory_estimate import MemoryEstimate
+
+
+class BilevelSteps:
+    """Runs the outer iterations of a learner.
+
+    Args:
+        learner: A `BilevelModel`.
+    """
+
+    def __init__(self, learner: keras.Model):
+        self.learner = learner
+
+    def build(self, first_batch: Any) -> None:
+        """Creates all variables from a first batch, and the first start."""
+        learner = self.learner
+        with learner.distribute_strategy.scope():
+            keras_problem.build_on(learner, first_batch, learner._weigh)
+            self.prepare()
+            start = learner.starting_weights
+            if learner.start == "initial" and not start.are_set:
+                start.remember(learner.trainable_variables)
+
+    def prepare(self) -> None:
+        """Checks a built learner, and builds what depends on its weights."""
+        learner = self.learner
+        weights = learner.trainable_variables
+        learner.placement.check(
+            [
+                *learner.model.variables,
+                *learner.hyperparameters,
+                learner.optimizer.iterations,
+                learner.hyper_optimizer.iterations,
+            ],
+            learner.hypergradient,
+            learner.jit_compile,
+            learner.steps_per_execution,
+        )
+        learner.outer_level.prepare(
+            weights, learner.find_hyperparameters(), learner.sampler
+        )
+        if learner.start == "initial":
+            learner.starting_weights.build_for(weights)
+        learner.track_for_checkpoints()
+
+    def run(self, inner_batches: Any, outer_batches: Any) -> None:
+        """One outer iteration, on the stacked batches of one chain."""
+        learner = self.learner
+        outer_level = learner.outer_level
+        problem = keras_problem.KerasProblem(
+            learner,
+            learner.hyperparameters,
+            keras_problem.layer_variables(learner.model),
+            outer_level.loss(learner),
+            outer_level.layer_state,
+            weigh=learner._weigh,
+        )
+        start = (
+            problem.weights
+            if learner.start == "continue"
+            else learner.starting_weights.values
+        )
+        outer_level.run(
+            problem,
+            inner_batches,
+            outer_batches,
+            start=start,
+            sampler=learner.sampler,
+            placement=learner.placement,
+        )
+
+    def memory_estimate(self) -> MemoryEstimate:
+        """How many bytes a prepared learner is going to need."""
+        learner = self.learner
+        copies = [
+            *learner.starting_weights.values,
+            *learner.outer_level.memory.values,
+        ]
+        return estimate_memory(
+            learner.trainable_variables,
+            copies,
+            learner.hyperparameters,
+            learner.hyper_optimizer.variables,
+            learner.hypergradient,
+            learner.sampler,
+        )
