@@ -38,10 +38,16 @@ class BilevelProblem:
             the sampler's learning rate, beside what the gradient does:
             `lambda h, w: h * w` is the weight decay of AdamW. Defaults to
             `None`: no decay.
+        project: Function `(params)` to a structure like the params (`None`
+            where a tensor is free): where a step puts the params that it has
+            moved, such as `tf.nn.relu` for those that must not be negative.
+            Estimators differentiate it, one tensor at a time: what a tensor
+            becomes must not depend on another one. Defaults to `None`: the
+            params are free.
 
     Raises:
-        TypeError: If an objective, `initial_params` or `decay` is not
-            callable.
+        TypeError: If an objective, `initial_params`, `decay` or `project` is
+            not callable.
 
     Reference:
         Kim and Hospedales, "A Stochastic Approach to Bi-Level Optimization
@@ -78,6 +84,7 @@ class BilevelProblem:
         initial_params: Callable | None = None,
         initial_carry: Any = None,
         decay: Callable | None = None,
+        project: Callable | None = None,
     ):
         for name, function in (
             ("inner_objective", inner_objective),
@@ -101,10 +108,17 @@ class BilevelProblem:
                 f"None. Received: decay={decay!r}. Use "
                 "`lambda h, w: h * w` for the weight decay of AdamW."
             )
+        if project is not None and not callable(project):
+            raise TypeError(
+                "`project` must be a function of the params, or None. "
+                f"Received: project={project!r}. Use `lambda w: "
+                "tf.maximum(w, 0.0)` for params that must not be negative."
+            )
         self.inner_objective = inner_objective
         self.outer_objective = outer_objective
         self.initial_params: Any = initial_params
         self.decay = decay
+        self.project: Any = project
         self.carries = initial_carry is not None
         self._initial_carry = initial_carry if self.carries else ()
         # What a backward pass multiplies the objectives by, and divides their
@@ -139,6 +153,10 @@ class BilevelProblem:
             return None
         return self.decay(hyperparameters, params)
 
+    def passes_derivatives(self, carry: Any) -> list[bool]:
+        """Whether derivatives go through each tensor of a carry."""
+        return [x.dtype.is_floating for x in tf.nest.flatten(carry)]
+
     def on_lists(self, hyperparameters: Any, params: Any) -> "BilevelProblem":
         """The same problem as functions of flat lists of tensors.
 
@@ -172,12 +190,19 @@ class BilevelProblem:
                 )
                 return tf.nest.flatten(given)
 
+        project = None
+        if self.project is not None:
+
+            def project(weights):
+                return tf.nest.flatten(self.project(pack(params, weights)))
+
         return BilevelProblem(
             flat(self.inner_objective),
             flat(self.outer_objective),
             initial_params,
             self.initial_carry if self.carries else None,
             decay,
+            project,
         )
 
 

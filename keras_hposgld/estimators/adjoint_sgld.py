@@ -12,6 +12,11 @@ So a sample pairs C with the q of *before* the step: the derivative of the chain
 is a sum over the steps before it. q is the adjoint of the chain, run forward in
 time, which a reversible law allows. At temperature 0 it solves H q = v, as SOBA
 does (Dagreou et al., 2022).
+
+Where a step ends with a projection P of the weights, so does that of q, with
+the transposed derivative: q <- S P'^T S^-1 (q - B w), S what a constant force
+moves the weights by. At temperature 0 that is the derivative of the fixed point
+theta = P(theta - S grad L_T), since q = S p with p = P'^T (p + v - H S p).
 """
 
 from typing import NamedTuple
@@ -134,6 +139,11 @@ class AdjointSGLD(SampledEstimator):
         hessian_q = plus_scaled(hessian_q, self.damping, own.q)
         force = plus_scaled(hessian_q, -1.0, step.outer.v)
         q, w = step.scales.move(own.q, own.w, force)
+        if step.after.unprojected:
+            p = step.scales.inverse(q)
+            p = chain.pulled(p, step.after.unprojected)
+            q = step.scales.effective(p)
+            force = plus_scaled(p, -1.0, step.scales.inverse(own.q))
         largest = tf.maximum(own.largest_v, norm(step.outer.v))
         return Adjoint(q, w, norm(force), largest), mixed
 

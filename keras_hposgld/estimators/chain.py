@@ -16,38 +16,15 @@ from keras_hposgld.core.derivatives import linearize_gradient
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.derivatives import value_and_gradients
 from keras_hposgld.core.problem import BilevelProblem
+from keras_hposgld.core.projection import project
+from keras_hposgld.core.projection import pull_back
 from keras_hposgld.core.vectors import add
+from keras_hposgld.core.vectors import with_zeros
+from keras_hposgld.estimators.carried import floats
+from keras_hposgld.estimators.position import OuterGradient
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.scales import Scales
 from keras_hposgld.samplers.sampler import Sampler
-
-
-class Position(NamedTuple):
-    """Where a chain is.
-
-    Attributes:
-        params: List of tensors, the weights.
-        carry: What the inner objective carries from step to step.
-        sampler_state: The state of the sampler.
-    """
-
-    params: list
-    carry: Any
-    sampler_state: Any
-
-
-class OuterGradient(NamedTuple):
-    """The outer objective with both its derivatives.
-
-    Attributes:
-        value: Scalar, f.
-        direct: List like the hyperparameters, df/dlambda; `None` where there
-            is no dependence.
-        v: List like the params, df/dtheta.
-    """
-
-    value: tf.Tensor
-    direct: list
-    v: list
 
 
 class Chain(NamedTuple):
@@ -85,7 +62,8 @@ class Chain(NamedTuple):
             state = self.sampler.init(params)
         else:
             state = self.sampler.restart(self.sampler_state)
-        return Position(params, self.problem.initial_carry, state)
+        _, unprojected = project(self.problem.project, params)  # their form
+        return Position(params, self.problem.initial_carry, state, unprojected)
 
     def number(self, index: Any) -> tf.Tensor:
         """The steps that the sampler took before step `index` of the chain."""
@@ -106,34 +84,66 @@ class Chain(NamedTuple):
         return results[0] if len(lists) == 1 else results
 
     def linearize(
-        self, position: Position, batch: Any, sources: list
+        self,
+        position: Position,
+        batch: Any,
+        sources: list,
+        through_carry: bool = False,
     ) -> LinearizedGradient:
         """The gradient of the inner objective, ready to be differentiated.
 
         It is the mean over the replicas, not clipped. Products with its
         derivative are those of one replica: `mean` averages them.
+
+        Args:
+            position: `Position`.
+            batch: The batch of the inner objective.
+            sources: List of tensors to differentiate by.
+            through_carry: Whether the pullback takes, after the vector, one
+                for what is carried on, see `carried.floats`.
         """
-        return linearize_gradient(
-            lambda params: self.problem.inner(
+        carried: list = []
+
+        def inner(params):
+            value, carry = self.problem.inner(
                 self.hyperparameters, params, batch, position.carry
-            ),
+            )
+            if through_carry:
+                carried[:] = floats(self.problem, carry)
+            return value, carry
+
+        linearized = linearize_gradient(
+            inner,
             position.params,
             sources,
-            self.mean,
+            lambda gradient: [*self.mean(gradient), *carried],
             self.problem.loss_scale,
         )
+        gradient = linearized.gradient[: len(position.params)]
+        return linearized._replace(gradient=gradient)
 
-    def outer(self, params: list, carry: Any, batch: Any) -> OuterGradient:
-        """The outer objective and its derivatives, those of one replica."""
+    def outer(
+        self, params: list, carry: Any, batch: Any, by_carry: Any = ()
+    ) -> OuterGradient:
+        """The outer objective and its derivatives, those of one replica.
+
+        Args:
+            params: List of tensors.
+            carry: What the inner objective carried.
+            batch: The batch of the outer objective.
+            by_carry: List of tensors of the carry to differentiate by, too.
+        """
+        number = len(self.hyperparameters)
+        value, direct, v = value_and_gradients(
+            lambda params: self.problem.outer(
+                self.hyperparameters, params, batch, carry
+            ),
+            [*self.hyperparameters, *by_carry],
+            params,
+            self.problem.loss_scale,
+        )
         return OuterGradient(
-            *value_and_gradients(
-                lambda params: self.problem.outer(
-                    self.hyperparameters, params, batch, carry
-                ),
-                list(self.hyperparameters),
-                params,
-                self.problem.loss_scale,
-            )
+            value, direct[:number], v, with_zeros(direct[number:], by_carry)
         )
 
     def linearize_outer(
@@ -162,16 +172,37 @@ class Chain(NamedTuple):
             self.number(index),
             self.seed,
         )
-        return Position(params, inner.carry, state)
+        params, unprojected = project(self.problem.project, params)
+        return Position(params, inner.carry, state, unprojected)
+
+    def pulled(self, vector: list, unprojected: list) -> list:
+        """A vector times the derivative of the projection that ends a step.
+
+        Args:
+            vector: List of tensors like the params.
+            unprojected: That of the position after the step.
+        """
+        if not unprojected:
+            return vector
+        return pull_back(self.problem.project, unprojected, vector)
 
     def scales(self, state: Any, index: Any) -> Scales:
         """The scales of step `index`, from the sampler's state after it."""
         return Scales(self.sampler, state, self.number(index))
 
-    def products(self, inner: LinearizedGradient, vector: list) -> list:
+    def products(
+        self, inner: LinearizedGradient, vector: list, of_carry: Any = ()
+    ) -> list:
         """A vector times the derivative of what a step follows.
 
         That is the clipped gradient, averaged over the replicas.
+
+        Args:
+            inner: `LinearizedGradient`.
+            vector: List of tensors like the params.
+            of_carry: List of tensors, one for each that is carried on, if
+                `inner` was linearized through the carry. It is carried on by
+                each replica for itself, as are the derivatives by it.
 
         Returns:
             A list with one tensor for each of the sources of `inner`, or
@@ -181,7 +212,9 @@ class Chain(NamedTuple):
             tape.watch(inner.gradient)
             clipped = self.sampler.clip(list(inner.gradient))
         vector = tape.gradient(clipped, inner.gradient, output_gradients=vector)
-        return self.mean(inner.pullback(vector))
+        products = inner.pullback([*vector, *of_carry])
+        number = len(products) - len(of_carry)
+        return [*self.mean(products[:number]), *products[number:]]
 
     def decay(self, hyperparameters: list, params: list) -> list:
         """The decoupled decay d, the sampler's own part included.

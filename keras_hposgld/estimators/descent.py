@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.loop import run_pooling_steps
+from keras_hposgld.estimators import carried
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
-from keras_hposgld.estimators.chain import OuterGradient
-from keras_hposgld.estimators.chain import Position
+from keras_hposgld.estimators.position import OuterGradient
+from keras_hposgld.estimators.position import Position
 
 
 class DescentState(NamedTuple):
@@ -54,13 +55,29 @@ def run(chain: Chain, params: list, num_steps: Any) -> DescentState:
 
 
 def outer_at_end(
-    chain: Chain, position: Position, outer_batches: Any, num_steps: int
+    chain: Chain,
+    position: Position,
+    outer_batches: Any,
+    num_steps: int,
+    through_carry: bool = False,
 ) -> OuterGradient:
-    """The outer objective where the chain ended, averaged over replicas."""
+    """The outer objective where the chain ended, averaged over replicas.
+
+    Args:
+        chain: `Chain`.
+        position: `Position` after the last step.
+        outer_batches: Structure of tensors, stacked batches, or `None`.
+        num_steps: Integer, the length of the chain.
+        through_carry: Whether to differentiate by what was carried, too.
+    """
     last = batch_at(outer_batches, num_steps - 1)
-    outer = chain.outer(position.params, position.carry, last)
+    carry: Any = position.carry
+    by_carry: list = []
+    if through_carry:
+        by_carry, carry = carried.sources(chain.problem, carry)
+    outer = chain.outer(position.params, carry, last, by_carry)
     (value,), direct, v = chain.mean([outer.value], outer.direct, outer.v)
-    return OuterGradient(value, direct, v)
+    return outer._replace(value=value, direct=direct, v=v)
 
 
 def fields_of(state: DescentState, outer_loss: tf.Tensor) -> dict:

@@ -4,11 +4,12 @@ Carries the Jacobians Z = dtheta/dlambda and U = dM/dlambda along the chain,
 
     G = H Z + C
     U <- mu U + A G
-    Z <- Z - B U - E G - dD/dtheta Z - dD/dlambda
+    Z <- P' (Z - B U - E G - dD/dtheta Z - dD/dlambda)
 
-(for SGLD without momentum Z <- Z - alpha (H Z + C)), one direction of lambda
-after the other: exact, but its time and memory grow with the number of
-hyperparameters.
+with P the projection that ends a step (for SGLD without one or momentum
+Z <- Z - alpha (H Z + C)), one direction of lambda after the other: exact, but
+its time and memory grow with the number of hyperparameters. What is carried
+beside the weights has a Jacobian Y of its own, which enters G.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,17 @@ import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import directional_derivative
+from keras_hposgld.core.projection import push_forward
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import with_zeros
+from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 
 
@@ -35,6 +39,7 @@ class FMDState(NamedTuple):
     now: descent.DescentState
     z: list
     u: list  # empty without momentum
+    y: list  # of what is carried, of each replica its own
 
 
 @register("fmd")
@@ -96,7 +101,12 @@ class FMD(HypergradientEstimator):
                 params,
             )
         u = zero if chain.sampler.momentum else []
-        return FMDState(descent.start(chain, params), z, u)
+        now = descent.start(chain, params)
+        y = [
+            tf.zeros([number, *x.shape], x.dtype)
+            for x in carried.floats(chain.problem, now.position.carry)
+        ]
+        return FMDState(now, z, u, y)
 
     def step(
         self, chain: Chain, state: FMDState, index, inner_batch, outer_batch
@@ -106,29 +116,7 @@ class FMD(HypergradientEstimator):
         inner = chain.linearize(before, inner_batch, [])
         now = descent.follow(chain, state.now, inner, index)
         scales = chain.scales(now.position.sampler_state, index)
-        decay = chain.decay(hypers, params)  # empty where nothing decays
-        decaying = [n for n, part in enumerate(decay) if part is not None]
-
-        def gradient_and_decay(inputs):
-            moved = chain._replace(
-                hyperparameters=inputs[: len(hypers)],
-                average=lambda tensors: tensors,
-            )
-            at = before._replace(params=inputs[len(hypers) :])
-            gradient = moved.linearize(at, inner_batch, []).gradient
-            decay = chain.decay(moved.hyperparameters, at.params)
-            return [*gradient, *[decay[n] for n in decaying]]
-
-        rows = _by_direction(
-            hypers,
-            lambda direction, row: directional_derivative(
-                gradient_and_decay,
-                [*hypers, *params],
-                [*direction, *[z[row] for z in state.z]],
-            ),
-            [*params, *[params[n] for n in decaying]],
-        )
-        g = chain.mean(rows[: len(params)])
+        g, decay, y = self._rows(chain, state, before, inner_batch)
         g = self._through_clipping(chain, inner.gradient, g, hypers)
         u = scales.force(g)
         if state.u:
@@ -136,11 +124,56 @@ class FMD(HypergradientEstimator):
         z = plus_scaled(state.z, -1.0, scales.velocity(u))
         if (direct := scales.direct(g)) is not None:
             z = plus_scaled(z, -1.0, direct)
+        z = plus_scaled(z, -1.0, scales.decayed(decay))
+        if unprojected := now.position.unprojected:
+            z = _by_direction(
+                hypers,
+                lambda direction, row: push_forward(
+                    chain.problem.project,
+                    unprojected,
+                    [part[row] for part in z],
+                ),
+                params,
+            )
+        return FMDState(now, z, u if state.u else [], y)
+
+    def _rows(self, chain, state, before, batch):
+        """Derivatives of gradient, decay and carry, one row a direction."""
+        hypers, params = list(chain.hyperparameters), before.params
+        by_carry, carry = carried.sources(chain.problem, before.carry)
+        decay = chain.decay(hypers, params)  # empty where nothing decays
+        decaying = [n for n, part in enumerate(decay) if part is not None]
+        sizes = [len(hypers), len(params), len(by_carry)]
+
+        def outputs(inputs):
+            lambdas, thetas, by_carry = _split(inputs, sizes)
+            moved = chain._replace(
+                hyperparameters=lambdas, average=lambda tensors: tensors
+            )
+            at = Position(
+                thetas,
+                carried.with_floats(chain.problem, carry, by_carry),
+                None,
+            )
+            inner = moved.linearize(at, batch, [])
+            decay = chain.decay(lambdas, thetas)
+            after = carried.floats(chain.problem, inner.carry)
+            return [*inner.gradient, *after, *[decay[n] for n in decaying]]
+
+        rows = _by_direction(
+            hypers,
+            lambda direction, row: directional_derivative(
+                outputs,
+                [*hypers, *params, *by_carry],
+                [*direction, *[part[row] for part in (*state.z, *state.y)]],
+            ),
+            [*params, *by_carry, *[params[n] for n in decaying]],
+        )
+        g, y, found = _split(rows, [len(params), len(by_carry), len(decaying)])
         decay = [None] * len(params)
-        for n, part in zip(decaying, rows[len(params) :], strict=True):
-            alpha = chain.sampler.learning_rate_at(scales.index, part.dtype)
-            decay[n] = alpha * part
-        return FMDState(now, plus_scaled(z, -1.0, decay), u if state.u else [])
+        for n, part in zip(decaying, found, strict=True):
+            decay[n] = part
+        return chain.mean(g), decay, y
 
     def _through_clipping(self, chain, gradient, rows, hypers):
         """The derivative of clipping times each of the rows."""
@@ -160,7 +193,7 @@ class FMD(HypergradientEstimator):
     ) -> Estimate:
         hypers, position = list(chain.hyperparameters), state.now.position
         outer = descent.outer_at_end(
-            chain, position, outer_batches, self.num_steps
+            chain, position, outer_batches, self.num_steps, True
         )
         # What the directions do not tell: whether there is any dependence.
         inner = chain.linearize(
@@ -173,19 +206,11 @@ class FMD(HypergradientEstimator):
             for a, b in zip(inner.pullback(outer.v), by_lambda, strict=True)
         ]
         chain.report_unused(dependence, outer.direct)
-        rows = sum(tensor.shape.num_elements() for tensor in hypers)
-        total = tf.add_n(
-            [
-                tf.cast(
-                    tf.linalg.matvec(
-                        tf.reshape(z, [rows, -1]), tf.reshape(part, [-1])
-                    ),
-                    outer.v[0].dtype,
-                )
-                for z, part in zip(state.z, outer.v, strict=True)
-            ]
-        )
-        parts = tf.split(total, [t.shape.num_elements() for t in hypers])
+        total = _times_rows(state.z, outer.v)
+        if state.y:
+            (by_carry,) = chain.mean([_times_rows(state.y, outer.by_carry)])
+            total += tf.cast(by_carry, total.dtype)
+        parts = tf.split(total, [x.shape.num_elements() for x in hypers])
         indirect = [
             tf.cast(tf.reshape(part, tensor.shape), tensor.dtype)
             for part, tensor in zip(parts, hypers, strict=True)
@@ -197,6 +222,28 @@ class FMD(HypergradientEstimator):
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         return 3 + 2 * num_hyperparameters, 2
+
+
+def _times_rows(rows: list, vector: list) -> tf.Tensor:
+    """A vector times a Jacobian with one row for each direction."""
+    return tf.add_n(
+        [
+            tf.cast(
+                tf.linalg.matvec(
+                    tf.reshape(part, [part.shape[0], -1]),
+                    tf.reshape(other, [-1]),
+                ),
+                vector[0].dtype,
+            )
+            for part, other in zip(rows, vector, strict=True)
+        ]
+    )
+
+
+def _split(parts: list, sizes: list) -> list:
+    """A list in consecutive parts of some lengths."""
+    rest = iter(parts)
+    return [[next(rest) for _ in range(size)] for size in sizes]
 
 
 def _by_direction(hypers: list, function: Callable, like: list) -> list:

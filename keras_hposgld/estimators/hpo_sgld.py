@@ -14,7 +14,8 @@ repeats for m = 1, ..., B + M:
 
 mu, A and B are those of the sampler: for the paper's SGLD mu is 0 and A B the
 learning rate alpha (the paper's epsilon / 2, once the temperature is out of
-log p). D is the decoupled decay of the weights.
+log p). D is the decoupled decay of the weights. If a projection P ends a step,
+v_m is v_m . dP/dtheta, and the sample has v_m . (dP/dtheta - 1) . D0 besides.
 
 What a step adds to g is part of every sample to come, and counted at once as
 often as that (`weights`): no g is kept. What multiplies D0 is summed up in the
@@ -109,7 +110,8 @@ class HPOSGLD(SampledEstimator):
 
     def contribute(self, chain: Chain, own: Sums, step: Step) -> tuple:
         """(22): what g loses, in the space of lambda and in that of theta."""
-        v, scales, theta = step.outer.v, step.scales, step.before.params
+        v = chain.pulled(step.outer.v, step.after.unprojected)
+        scales, theta = step.scales, step.before.params
         rate, pushed = scales.pushed(v)
         y = chain.products(step.inner, pushed)
         rest: list = sum(chain.decay_products(theta, v, scales), [])[: len(y)]
@@ -123,14 +125,16 @@ class HPOSGLD(SampledEstimator):
         if u:
             to_come = tf.gather(self.weights(), step.index)
             u = plus_scaled(u, -to_come, loss[number:])
-            u = self._plus_change_of_v(chain, u, step, to_come)
+            u = self._plus_change_of_v(chain, u, step, v, to_come)
         return Sums(y if own.y else [], u), Multiple(rate, loss[:number])
 
-    def _plus_change_of_v(self, chain, u, step, to_come):
+    def _plus_change_of_v(self, chain, u, step, v, to_come):
         """Adds how v_m came about, from v_0 on, as often as it is to come."""
-        if self.curvature == "telescoped":
-            # v_0 + (v_1 - v_0) + ... + (v_m - v_{m-1}) = v_m
-            return plus_scaled(u, step.index >= self.burn_in, step.outer.v)
+        is_sample = step.index >= self.burn_in
+        if self.curvature == "telescoped":  # the sum of v's changes is v_m
+            return plus_scaled(u, is_sample, v)
+        if step.after.unprojected:
+            u = plus_scaled(u, is_sample, plus_scaled(v, -1.0, step.outer.v))
         outer = chain.linearize_outer(
             step.before.params, step.inner.carry, step.outer_batch
         )

@@ -60,6 +60,14 @@ class ImplicitEstimator(HypergradientEstimator):
         return self.solver.num_steps
 
     def init(self, chain: Chain, params: list) -> descent.DescentState:
+        if chain.problem.project is not None:
+            raise ValueError(
+                f"`{type(self).__name__}` cannot serve weights with a "
+                "constraint: where one holds, the gradient of the inner "
+                "objective is not zero, and the linear system another one. "
+                f"Received: estimator={self!r} and a problem with `project`. "
+                'Use "adjoint_sgld", which solves that system, or "rmd".'
+            )
         return descent.start(chain, params)
 
     def step(self, chain: Chain, state, index, inner_batch, outer_batch):

@@ -19,7 +19,7 @@ from keras_hposgld.core.gauss_newton import gauss_newton_product
 from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators.chain import Chain
-from keras_hposgld.estimators.chain import Position
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.scales import Scales
 
 

@@ -1,15 +1,19 @@
 """Reverse-mode differentiation through the inner steps.
 
 The weights of the last K steps are kept and the chain is walked back from its
-end, with the adjoints a of theta and b of the negative velocity -M. From
-a = df/dtheta at the last weights and b = 0, each step takes
+end, with the adjoints a of theta, b of the negative velocity -M and e of what
+is carried beside the weights, c. From a = df/dtheta at the last weights, b = 0
+and e = df/dc, each step takes
 
+    a <- a . dP/dtheta
     b <- b + B a
-    h <- h - (A b + E a) . C - a . dD/dlambda
-    a <- a - (A b + E a) . H - a . dD/dtheta
+    h <- h - (A b + E a) . C - a . dD/dlambda + e . dc/dlambda
+    e, a <- e . dc/dc - (A b + E a) . dG/dc,
+            a - (A b + E a) . H - a . dD/dtheta + e . dc/dtheta
     b <- mu b
 
-with the scales of that step (without momentum A B = alpha and E = 0: then
+with the scales of that step, G the gradient of the inner objective and P the
+projection that ends the step (without any of these but SGLD's A B = alpha,
 h <- h - alpha a . C and a <- a - alpha a . H). Exact for K = `num_steps`; its
 memory grows with K.
 """
@@ -29,17 +33,18 @@ from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import unpack
 from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
+from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
-from keras_hposgld.estimators.chain import Position
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 
 
 class Path(NamedTuple):
-    """The chain, and what it went through: params, carries, scales."""
+    """The chain, and what it went through."""
 
     now: descent.DescentState
     kept: Any  # of TensorArrays
@@ -53,6 +58,7 @@ class Adjoints(NamedTuple):
     direct: list  # df/dlambda, packed
     a: list
     b: list  # empty without momentum
+    e: list  # of what is carried, of each replica its own
     h: list
 
 
@@ -124,7 +130,7 @@ class RMD(HypergradientEstimator):
 
     def turn(self, chain: Chain, state: Path, inner_batches, outer_batches):
         outer = descent.outer_at_end(
-            chain, state.now.position, outer_batches, self.num_steps
+            chain, state.now.position, outer_batches, self.num_steps, True
         )
         return Adjoints(
             state,
@@ -132,6 +138,7 @@ class RMD(HypergradientEstimator):
             pack(outer.direct),
             a=outer.v,
             b=zeros_like(outer.v) if chain.sampler.momentum else [],
+            e=outer.by_carry,
             h=with_zeros(outer.direct, chain.hyperparameters),
         )
 
@@ -140,33 +147,40 @@ class RMD(HypergradientEstimator):
     ) -> Adjoints:
         index = self.num_steps - 1 - number
         place = self.num_closing_steps - 1 - number
-        params, carry, slots = tf.nest.map_structure(
+        params, carry, slots, unprojected = tf.nest.map_structure(
             lambda array: array.read(place), state.path.kept
         )
+        by_carry, carry = carried.sources(chain.problem, carry)
         position = Position(params, carry, None)
         last = state.path.now.position.sampler_state
         scales = chain.scales(last | slots, index)
         hypers = list(chain.hyperparameters)
         inner = chain.linearize(
-            position, batch_at(inner_batches, index), [*hypers, *params]
+            position,
+            batch_at(inner_batches, index),
+            [*hypers, *params, *by_carry],
+            through_carry=True,
         )
-        a = state.a
+        a = chain.pulled(state.a, unprojected)
         b = scales.velocity(a)
         if state.b:
             b = plus(state.b, b)
         force = scales.force(b)
         if (direct := scales.direct(a)) is not None:
             force = plus(force, direct)
-        products = chain.products(inner, force)
+        products = chain.products(inner, force, scaled(-1.0, state.e))
+        number = len(products) - len(by_carry)
+        by_carry = plus_scaled(zeros_like(by_carry), -1.0, products[number:])
         by_lambda, by_theta = chain.decay_products(params, a, scales)
         chain.report_unused(
             add(products[: len(hypers)], by_lambda), unpack(state.direct)
         )
         h = plus_scaled(state.h, -1.0, products[: len(hypers)])
-        a = plus_scaled(a, -1.0, products[len(hypers) :])
+        a = plus_scaled(a, -1.0, products[len(hypers) : number])
         return state._replace(
             a=plus_scaled(a, -1.0, by_theta),
             b=scaled(chain.sampler.momentum, b) if state.b else [],
+            e=by_carry,
             h=plus_scaled(h, -1.0, by_lambda),
         )
 
@@ -191,12 +205,12 @@ class RMD(HypergradientEstimator):
 
 
 def _to_keep(chain, before, after):
-    """What a step back needs: where the step began, and its scales."""
+    """What a step back needs: where the step began, its scales, its end."""
     slots = after.sampler_state
     names = chain.sampler.scale_slots
     if names is not None:
         slots = {name: slots[name] for name in names}
-    return before.params, before.carry, slots
+    return before.params, before.carry, slots, after.unprojected
 
 
 @register("rmd_fo")

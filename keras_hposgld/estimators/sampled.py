@@ -29,10 +29,10 @@ from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.chain import Chain
-from keras_hposgld.estimators.chain import OuterGradient
-from keras_hposgld.estimators.chain import Position
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.position import OuterGradient
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.scales import Scales
 
 

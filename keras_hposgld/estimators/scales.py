@@ -39,6 +39,15 @@ class Scales(NamedTuple):
         """E times a vector; `None` where E is zero."""
         return self.sampler.direct_scale(vector, self.state, self.index)
 
+    def decayed(self, decay: list) -> list:
+        """The learning rate times a decay; `None` stands for zero."""
+        return [
+            None
+            if part is None
+            else self.sampler.learning_rate_at(self.index, part.dtype) * part
+            for part in decay
+        ]
+
     def move(self, x: list, velocity: list, force: list) -> tuple:
         """Moves a vector as the sampler does its weights, without noise.
 
@@ -58,8 +67,11 @@ class Scales(NamedTuple):
             x = plus_scaled(x, -1.0, direct)
         return x, moved if velocity else []
 
+    def effective(self, vector: list) -> list:
+        """S times a vector: what a constant force moves the weights by."""
+        return effective_scale(self.sampler, vector, self.state, self.index)
+
     def inverse(self, vector: list) -> list:
         """A vector over what a constant force of one moves the weights by."""
-        ones = [tf.ones_like(part) for part in vector]
-        scale = effective_scale(self.sampler, ones, self.state, self.index)
+        scale = self.effective([tf.ones_like(part) for part in vector])
         return [a / b for a, b in zip(vector, scale, strict=True)]

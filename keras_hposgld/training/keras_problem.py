@@ -11,6 +11,9 @@ policy with a name:
   inference mode, with the statistics carried so far, and updates nothing.
 * `"frozen"`: both objectives run the model in inference mode. Moving
   statistics stay as they are and dropout is off; only metrics are carried.
+
+What Keras's optimizers do to weights beside the step is done here, too: after
+each step a weight with a constraint is put where the constraint says.
 """
 
 from collections.abc import Callable
@@ -77,7 +80,9 @@ class KerasProblem(BilevelProblem):
             self._outer,
             initial_carry=(),  # see the property
             decay=self._decay if any(_decays(self.weights)) else None,
+            project=self._project if _are_constrained(self.weights) else None,
         )
+        _refuse_overwriting(self.weights)
         if _computes_in_float16(trainer):
             self.loss_scale = FLOAT16_LOSS_SCALE
 
@@ -85,6 +90,14 @@ class KerasProblem(BilevelProblem):
     def initial_carry(self) -> tuple[list, list]:
         """The state that layers and metrics have when a chain begins."""
         return tensors(self.layer_variables), tensors(self.metrics_variables)
+
+    def passes_derivatives(self, carry: tuple[list, list]) -> list[bool]:
+        """What layers carry; no objective depends on metrics."""
+        layer_state, metrics_state = carry
+        return [
+            *(self.training and x.dtype.is_floating for x in layer_state),
+            *(False for _ in metrics_state),
+        ]
 
     def _scope(self, hyperparameters, params, carry):
         layer_state, metrics_state = carry
@@ -102,7 +115,9 @@ class KerasProblem(BilevelProblem):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._scope(hyperparameters, params, carry) as scope:
             sample_weight = self.weigh(sample_weight)
+            given = [scope.get_current_value(w) for w in self.weights]
             y_pred = self.trainer(x, training=self.training)
+            _refuse_assignments(scope, self.weights, given)
             y_pred = mark_predictions(y_pred)
             loss = compute_loss(
                 self.trainer, x, y, y_pred, sample_weight, training=True
@@ -127,6 +142,16 @@ class KerasProblem(BilevelProblem):
                 )
             ]
 
+    def _project(self, params):
+        """Where the constraint of each weight puts it, as Keras applies it."""
+        with keras.StatelessScope(list(zip(self.weights, params, strict=True))):
+            return [
+                None
+                if weight.constraint is None
+                else tf.convert_to_tensor(weight.constraint(weight))
+                for weight in self.weights
+            ]
+
     def _outer(self, hyperparameters, params, batch, carry):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._scope(hyperparameters, params, carry):
@@ -137,6 +162,38 @@ class KerasProblem(BilevelProblem):
 def _decays(weights):
     """Whether each of the weights has a learned weight decay."""
     return [getattr(weight.regularizer, "decays", False) for weight in weights]
+
+
+def _are_constrained(weights):
+    return any(weight.constraint is not None for weight in weights)
+
+
+def _refuse_overwriting(weights):
+    """Refuses weights that Keras sets to their gradient, such as scales."""
+    for weight in weights:
+        if getattr(weight, "overwrite_with_gradient", False):
+            raise ValueError(
+                "Weights must follow their gradient in a chain. Received: "
+                f"{weight.path!r}, which Keras overwrites with it, as in "
+                "float8 layers. Train without that quantization."
+            )
+
+
+def _refuse_assignments(scope, weights, given):
+    """Refuses layers that assign to trainable weights when they are called.
+
+    Keras would step on from what was assigned, to which no gradient leads.
+    """
+    for weight, value in zip(weights, given, strict=True):
+        if scope.get_current_value(weight) is not value:
+            raise ValueError(
+                "A layer must not assign to a trainable weight when it is "
+                "called, as `SpectralNormalization` does: a chain cannot be "
+                f"differentiated through that. Received: {weight.path!r}, "
+                "which was assigned in training mode. Compute the new value "
+                "in `call` without assigning it, or set `trainable = False` "
+                "in the layer."
+            )
 
 
 def _computes_in_float16(model):

@@ -2,10 +2,11 @@
 
 The path is the sampler's own. Along it the derivatives are those of
 
-    M <- mu M + A g,   theta <- theta - B M - E g - alpha d
+    M <- mu M + A g,   theta <- P(theta - B M - E g - alpha d)
 
-with g the clipped gradient and the scales held fixed: each value is that of the
-path, each derivative that of this form.
+with P the identity unless a projection is given, g the clipped gradient and the
+scales held fixed: each value is that of the path, each derivative that of this
+form.
 """
 
 import numpy as np
@@ -43,6 +44,13 @@ def decay(hypers, params):
     return [2.0 * hypers[0] * params[0], None]
 
 
+def project(params):
+    """The entries of w at least 0.1, the columns of u at most of length 1."""
+    w, u = params
+    length = tf.sqrt(tf.reduce_sum(u**2, 0))
+    return [tf.maximum(w, 0.1), u * tf.minimum(length, 1.0) / length]
+
+
 PROBLEM = hs.BilevelProblem(inner, outer, initial, decay=decay)
 
 
@@ -53,9 +61,13 @@ class Reference:
         sampler: `Sampler`.
         state: The state that the chain starts with, or `None`.
         first_step: Integer, the steps that the sampler has taken before.
+        project: Function of the params: what ends a step.
     """
 
-    def __init__(self, sampler, state=None, first_step=0):
+    def __init__(
+        self, sampler, state=None, first_step=0, project=lambda params: params
+    ):
+        self.project, self.unprojected = project, [None]
         self.sampler, self.first_step = sampler, first_step
         params = initial(STRENGTHS)
         state = sampler.init(params) if state is None else state
@@ -70,6 +82,8 @@ class Reference:
             params, state = sampler.step(
                 params, gradient, decay(STRENGTHS, params), state, number, seed
             )
+            self.unprojected.append(params)
+            params = project(params)
             self.params.append(params)
             ones = [tf.ones_like(p) for p in params]
             self.scales.append(
@@ -101,10 +115,10 @@ class Reference:
                     change += alpha * part[n]
             new = param - change
             # The value of the path, the derivative of the form.
-            actual = self.params[index + 1][n]
+            actual = self.unprojected[index + 1][n]
             moved.append(new - tf.stop_gradient(new) + actual)
             after.append(m)
-        return moved, after
+        return self.project(moved), after
 
     def derivative(self):
         """Of the outer objective at the end by the hyperparameters."""
