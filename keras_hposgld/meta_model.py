@@ -161,7 +161,7 @@ class MetaModel(Learner):
             self.steps_per_execution,
         )
         self.outer_level.prepare(
-            weights, self.find_hyperparameters(), self.sampler, weights
+            self.model, self.find_hyperparameters(), self.sampler, weights
         )
         self.track_for_checkpoints()
 

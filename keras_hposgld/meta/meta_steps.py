@@ -46,7 +46,7 @@ def learn(learner: keras.Model, chains: TaskChains, tasks: Any) -> None:
         ],
         also=keep_layer_state,
     )
-    outer_level.track_loss(outer_loss)
+    outer_level.logs.loss.update_state(outer_loss)
     keras_problem.loss_metric(learner).update_state(inner_loss)
 
 
@@ -60,7 +60,7 @@ def judge(learner: keras.Model, chains: TaskChains, tasks: Any) -> dict:
         local_loss(loss), tf.shape(tf.nest.flatten(x)[0])[0]
     )
     logs = learner.compute_metrics(x, y, y_pred, sample_weight)
-    return learner.outer_level.without_training_logs(logs)
+    return learner.outer_level.logs.without_training(logs)
 
 
 def predict(chains: TaskChains, tasks: Any) -> Any:

@@ -5,13 +5,13 @@ Each set of strengths is saved with the address of its weight (see
 order: where no partner is found, nobody guesses.
 """
 
-import json
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_hposgld.hyperparameters.addresses import is_within
+from keras_hposgld.hyperparameters.stores import read_text
+from keras_hposgld.hyperparameters.stores import write_text
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
 ENTRIES = "entries"  # beside the variables, which Keras numbers
@@ -116,15 +116,12 @@ def write(store, penalties: list[WeightPenalty]) -> None:
     variables = [v for penalty in penalties for v in penalty.variables]
     for number, variable in enumerate(variables):
         store[str(number)] = variable.numpy()
-    text = json.dumps(described(penalties))
-    store[ENTRIES] = np.frombuffer(text.encode(), np.uint8)
+    write_text(store, ENTRIES, described(penalties))
 
 
 def entries_of(store) -> list[dict] | None:
     """What `described` the strengths in a store; `None` in old files."""
-    if ENTRIES not in store.keys():
-        return None
-    return json.loads(np.asarray(store[ENTRIES]).tobytes().decode())
+    return read_text(store, ENTRIES)
 
 
 def of_entry(penalties: list[WeightPenalty], entry: dict) -> Any:

@@ -7,6 +7,7 @@ import keras
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
+from keras_hposgld.training.weight_copies import places_of
 
 
 class BilevelSteps:
@@ -25,14 +26,12 @@ class BilevelSteps:
         with learner.distribute_strategy.scope():
             keras_problem.build_on(learner, first_batch, learner._weigh)
             self.prepare()
-            start = learner.starting_weights
-            if learner.start == "initial" and not start.are_set:
-                start.remember(learner.trainable_variables)
+            if learner.start == "initial":
+                learner.starting_weights.remember(learner.trainable_variables)
 
     def prepare(self) -> None:
         """Checks a built learner, and builds what depends on its weights."""
         learner = self.learner
-        weights = learner.trainable_variables
         learner.placement.check(
             [
                 *learner.model.variables,
@@ -45,10 +44,12 @@ class BilevelSteps:
             learner.steps_per_execution,
         )
         learner.outer_level.prepare(
-            weights, learner.find_hyperparameters(), learner.sampler
+            learner.model, learner.find_hyperparameters(), learner.sampler
         )
         if learner.start == "initial":
-            learner.starting_weights.build_for(weights)
+            learner.starting_weights.build_for(
+                learner.trainable_variables, places_of(learner.model)
+            )
         learner.track_for_checkpoints()
 
     def run(self, inner_batches: Any, outer_batches: Any) -> None:

@@ -120,7 +120,7 @@ class Learner(ModelWrapper):
 
         def step(data):
             self.placement.call(self.test_step, data)
-            return self.outer_level.without_training_logs(
+            return self.outer_level.logs.without_training(
                 self.get_metrics_result()
             )
 
@@ -139,7 +139,7 @@ class Learner(ModelWrapper):
 
     def test_step(self, data):
         """As in Keras, without the logs that only training has."""
-        return self.outer_level.without_training_logs(super().test_step(data))
+        return self.outer_level.logs.without_training(super().test_step(data))
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -147,7 +147,7 @@ class Learner(ModelWrapper):
         """As in Keras; out of training the outer loss is tracked, too."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not training:
-            self.outer_level.track_loss(
+            self.outer_level.logs.loss.update_state(
                 local_loss(self._outer_loss_of(y, y_pred, sample_weight)),
                 tf.shape(tf.nest.flatten(x)[0])[0],
             )

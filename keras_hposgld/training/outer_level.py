@@ -16,6 +16,7 @@ from keras_hposgld import estimators
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import Sampler
+from keras_hposgld.training.built_for import BuiltFor
 from keras_hposgld.training.checks import check_learning_rate
 from keras_hposgld.training.checks import check_owners
 from keras_hposgld.training.checks import check_unused
@@ -23,9 +24,14 @@ from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import LAYER_STATES
 from keras_hposgld.training.keras_problem import loss_function
 from keras_hposgld.training.keras_problem import tensors
+from keras_hposgld.training.outer_logs import OuterLogs
 from keras_hposgld.training.overrides import outer_loss_of
 from keras_hposgld.training.placement import Placement
+from keras_hposgld.training.update_guard import all_finite
+from keras_hposgld.training.update_guard import causes_of
+from keras_hposgld.training.update_guard import named
 from keras_hposgld.training.update_guard import UpdateGuard
+from keras_hposgld.training.weight_copies import places_of
 from keras_hposgld.training.weight_copies import WeightCopies
 
 
@@ -50,6 +56,7 @@ class OuterLevel(keras.layers.Layer):
         self.memory = WeightCopies("memory")
         self.hyper_optimizer = None
         self.observers = []
+        self._built_for = BuiltFor()
         self.iterations = self.add_weight(
             shape=(),
             initializer="zeros",
@@ -57,9 +64,7 @@ class OuterLevel(keras.layers.Layer):
             trainable=False,
             name="outer_iterations",
         )
-        self._loss_tracker = keras.metrics.Mean(name="outer_loss")
-        self._norm_tracker = keras.metrics.Mean(name="hypergradient_norm")
-        self._skip_tracker = keras.metrics.Sum(name="skipped_updates")
+        self.logs = OuterLogs()
         self.built = True
 
     def configure(
@@ -94,7 +99,7 @@ class OuterLevel(keras.layers.Layer):
 
     def prepare(
         self,
-        weights: list,
+        model: keras.Model,
         owners: list,
         sampler: Sampler,
         initial_weights: tuple | list = (),
@@ -102,28 +107,34 @@ class OuterLevel(keras.layers.Layer):
         """Checks the hyperparameters and builds what depends on them.
 
         Args:
-            weights: The trainable variables of the model.
+            model: The user's `keras.Model`, built.
             owners: The objects that own its hyperparameters.
             sampler: `Sampler`, whose optimizer is built or not.
             initial_weights: Variables that are hyperparameters as well.
 
         Raises:
             ValueError: If there are no hyperparameters, if a learned loss has
-                no outer loss beside it, or if the learning rate is too large
-                for the bound of the strengths.
+                no outer loss beside it, if the learning rate is too large
+                for the bound of the strengths, or if an optimizer was built
+                for other variables than those that there are now.
         """
         check_owners(owners, initial_weights, self.outer_loss)
         optimizer = sampler.keras_optimizer()
         check_learning_rate(owners, sampler)
-        if not optimizer.built:
-            optimizer.build(weights)
-        if not self.hyper_optimizer.built:
-            self.hyper_optimizer.build(
-                [*initial_weights, *variables_of(owners)]
-            )
+        weights = model.trainable_variables
+        self._built_for.build("optimizer", optimizer, weights)
+        self._built_for.build(
+            "hyper_optimizer",
+            self.hyper_optimizer,
+            [*initial_weights, *variables_of(owners)],
+        )
         if self.estimator.remembers:
             number = self.estimator.num_remembered(sampler.momentum)
-            self.memory.build_for(list(weights) * number)
+            places = places_of(model)
+            self.memory.build_for(
+                list(weights) * number,
+                [f"{n}/{place}" for n in range(number) for place in places],
+            )
 
     def run(
         self,
@@ -138,7 +149,8 @@ class OuterLevel(keras.layers.Layer):
     ) -> tf.Tensor:
         """Runs a chain and takes one step with the hyperparameters.
 
-        If a number is not finite, everything stays as it was; metrics and the
+        If a number of the inner level is not finite, everything stays as it
+        was; if one of the outer level is not, all but the weights. Metrics and
         counters go on in any case.
 
         Args:
@@ -177,23 +189,26 @@ class OuterLevel(keras.layers.Layer):
                 _assign(problem.layer_variables, layer_state)
             for name, variables in slots.items():
                 _assign(variables, estimate.sampler_state[name])
-            _assign(self._memory, estimate.memory)
 
+        # An outer number that is not finite takes nothing from the weights.
+        inner, outer = causes_of(problem, self.estimator, estimate)
+        tf.cond(all_finite(inner), move, lambda: None)
         iterations = sampler.keras_optimizer().iterations
         is_warm = iterations.value >= self.warmup_steps
         skipped = self.learn(
             problem.hyperparameters,
             estimate.hypergradient,
             placement=placement,
-            causes=self._causes(problem, estimate),
-            also=move,
+            causes=[*inner, *outer],
+            also=lambda: _assign(self._memory, estimate.memory),
             only_if=is_warm if self.warmup_steps else None,
         )
         # A graph would count also a chain for which the data have run out.
         with tf.control_dependencies([skipped]):
             iterations.assign_add(self.estimator.num_steps)
-            self._forget_if(skipped)
-        self.track_loss(estimate.outer_loss)
+            if self.estimator.remembers:
+                self.memory.forget_if(skipped)
+        self.logs.loss.update_state(estimate.outer_loss)
         for observe in self.observers:
             observe(estimate)
         return skipped
@@ -216,18 +231,6 @@ class OuterLevel(keras.layers.Layer):
             names=tuple(v.path for v in problem.hyperparameters),
             average=average,
         )
-
-    def _causes(self, problem, estimate):
-        """What the hypergradient of a chain rests on, causes first."""
-        solved = []
-        if self.estimator.residual_name is not None:
-            solved = [(self.estimator.residual_name, estimate.residual)]
-        return [
-            ("the inner objective", estimate.inner_loss),
-            *_named("the weight", problem.weights, estimate.params),
-            ("the outer objective", estimate.outer_loss),
-            *solved,
-        ]
 
     def learn(
         self,
@@ -267,7 +270,7 @@ class OuterLevel(keras.layers.Layer):
             else:
                 tf.cond(only_if, step, lambda: None)
 
-        effects = _named("the hypergradient of", hyperparameters, hypergradient)
+        effects = named("the hypergradient of", hyperparameters, hypergradient)
         # Adam squares it: 1e20 is finite in float32, its square is not, and
         # the second moment would turn the hyperparameters into no numbers.
         norm = tf.linalg.global_norm(hypergradient)
@@ -275,29 +278,13 @@ class OuterLevel(keras.layers.Layer):
         skipped = self.guard.run_if_finite(update, [*causes, *effects])
         with tf.control_dependencies([skipped]):
             self.iterations.assign_add(1)
-        self._norm_tracker.update_state(norm)
-        self._skip_tracker.update_state(skipped)
+        self.logs.norm.update_state(norm)
+        self.logs.skips.update_state(skipped)
         return skipped
 
     @property
     def _memory(self):
         return self.memory.values if self.estimator.remembers else []
-
-    def _forget_if(self, skipped):
-        """What a chain that failed remembers may be why: begins from zero."""
-        for variable in self._memory:
-            value = tf.convert_to_tensor(variable.value)
-            keeps = tf.cast(1.0 - skipped, value.dtype)
-            variable.assign(tf.math.multiply_no_nan(value, keeps))
-
-    def track_loss(self, loss, num_examples=None) -> None:
-        """Counts an outer loss, of as many examples."""
-        self._loss_tracker.update_state(loss, sample_weight=num_examples)
-
-    def without_training_logs(self, logs: dict) -> dict:
-        """Logs of an evaluation, without what only training has."""
-        own = (self._norm_tracker.name, self._skip_tracker.name)
-        return {key: value for key, value in logs.items() if key not in own}
 
     def loss(self, trainer: keras.Model) -> Callable:
         """The outer loss, a function `(y, y_pred, sample_weight)`."""
@@ -309,10 +296,3 @@ class OuterLevel(keras.layers.Layer):
 def _assign(variables, values):
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _named(what, variables, values):
-    return [
-        (f"{what} {variable.path!r}", value)
-        for variable, value in zip(variables, values, strict=True)
-    ]

@@ -1,6 +1,7 @@
 """What keeps numbers that are not finite away from the learned state."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -45,13 +46,8 @@ class UpdateGuard(keras.layers.Layer):
             Scalar float tensor: 1 if the update was skipped, else 0.
         """
         self.names = [name for name, _ in quantities]
-        finite = tf.stack(
-            [
-                tf.reduce_all(tf.math.is_finite(tensor))
-                for _, tensor in quantities
-            ]
-        )
-        all_finite = tf.reduce_all(finite)
+        finite = _finite(quantities)
+        is_finite = tf.reduce_all(finite)
 
         def run():
             update()
@@ -63,8 +59,8 @@ class UpdateGuard(keras.layers.Layer):
                 tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
             )
 
-        tf.cond(all_finite, run, skip)
-        return 1.0 - tf.cast(all_finite, tf.float32)
+        tf.cond(is_finite, run, skip)
+        return 1.0 - tf.cast(is_finite, tf.float32)
 
     def raise_if_too_many(self) -> None:
         """Raises once `max_skipped_updates` in a row were skipped."""
@@ -76,11 +72,54 @@ class UpdateGuard(keras.layers.Layer):
         raise RuntimeError(
             f"`max_skipped_updates` was reached: {skipped} outer iterations "
             "in a row gave a number that is not finite. Received: first in "
-            f"{name}. Weights and hyperparameters are still those before the "
-            "first of them. Lower the learning rate of the sampler, bound the "
+            f"{name}. The hyperparameters are still those before the first of "
+            "them, and so are the weights if it is a number of the inner "
+            "level. Lower the learning rate of the sampler, bound the "
             "hyperparameters or clip the gradients (`SGLD(clipnorm=...)`), "
             "and look for a division or logarithm in that quantity."
         )
+
+
+def all_finite(quantities: list[tuple[str, tf.Tensor]]) -> tf.Tensor:
+    """Whether every entry of every tensor is finite, a boolean tensor."""
+    return tf.reduce_all(_finite(quantities))
+
+
+def _finite(quantities):
+    return tf.stack(
+        [tf.reduce_all(tf.math.is_finite(tensor)) for _, tensor in quantities]
+    )
+
+
+def named(what: str, variables: list, values: list) -> list:
+    """Pairs of the name of a variable and a tensor that belongs to it."""
+    return [
+        (f"{what} {variable.path!r}", value)
+        for variable, value in zip(variables, values, strict=True)
+    ]
+
+
+def causes_of(problem: Any, estimator: Any, estimate: Any) -> tuple[list, list]:
+    """What the hypergradient of a chain rests on, causes first.
+
+    Args:
+        problem: `KerasProblem`.
+        estimator: `HypergradientEstimator`.
+        estimate: Its `Estimate`.
+
+    Returns:
+        Pairs of a name and a tensor: of the inner level, and of the outer one.
+    """
+    solved = []
+    if estimator.residual_name is not None:
+        solved = [(estimator.residual_name, estimate.residual)]
+    return (
+        [
+            ("the inner objective", estimate.inner_loss),
+            *named("the weight", problem.weights, estimate.params),
+        ],
+        [("the outer objective", estimate.outer_loss), *solved],
+    )
 
 
 class StopOnNonFinite(keras.callbacks.Callback):

@@ -1,22 +1,41 @@
 """Saved copies of a model's weights, or of what is shaped like them."""
 
 import keras
+import tensorflow as tf
+
+from keras_hposgld.hyperparameters.addresses import weight_addresses
+from keras_hposgld.hyperparameters.stores import read_text
+from keras_hposgld.hyperparameters.stores import write_text
+
+_NAMES = "names"  # beside the copies, which Keras numbers
+
+
+def places_of(model: keras.Model) -> list[str]:
+    """The places of a model's trainable weights, in their order."""
+    addresses = weight_addresses(model)
+    return [addresses[id(w)] for w in model.trainable_variables]
 
 
 class WeightCopies(keras.layers.Layer):
     """Variables shaped like the weights, saved with the layer they hang on.
 
     `BilevelModel` keeps in them the weights that every chain starts from, and
-    what an estimator remembers from chain to chain.
+    what an estimator keeps from chain to chain. Each has a name, the place of
+    its weight in the model: when layers are frozen or freed, the copies of the
+    others stay.
 
     Attributes:
         values: List of variables, empty until `build_for` was called.
-        are_set: Whether they hold copies, and not their initial zeros.
+        names: List of strings, those of the values.
+        remembered: Set of the names whose values are copies of weights, and
+            not their initial zeros.
     """
 
     def __init__(self, name: str):
         super().__init__(name=name, trainable=False)
         self.values: list[keras.Variable] = []
+        self.names: list[str] = []
+        self.remembered: set[str] = set()
         self._is_set = self.add_weight(
             shape=(),
             initializer="zeros",
@@ -32,36 +51,80 @@ class WeightCopies(keras.layers.Layer):
     def build(self, input_shape=None):
         """Does nothing: see `build_for`."""
 
-    def build_for(self, weights: list) -> None:
-        """Creates the copies as zeros, unless they are there.
+    def build_for(self, weights: list, names: list[str]) -> None:
+        """Creates the copies that are not there, as zeros; drops the others.
 
         Args:
             weights: List of what has a shape and a dtype.
+            names: List of strings, one for each weight.
         """
-        if not self.values:
-            self.values = [
-                keras.Variable(
-                    "zeros",
-                    shape=weight.shape,
-                    dtype=weight.dtype,
-                    trainable=False,
-                    name=f"{self.name}_{position}",
-                )
-                for position, weight in enumerate(weights)
-            ]
-            self.built = True
+        if not self.names:  # of a file of version 0.1.0, without names
+            self.names = list(names[: len(self.values)])
+        there = dict(zip(self.names, self.values, strict=True))
+        wanted = dict(zip(names, weights, strict=True))
+        kept = {
+            name: value
+            for name, value in there.items()
+            if name in wanted and value.shape == tuple(wanted[name].shape)
+        }
+        if list(kept) == list(there) == list(names):
+            return
+        if not kept:
+            self._is_set.assign(0)
+        for position in reversed(range(len(self.values))):
+            del self.values[position]  # Keras forgets it, too
+        for name, weight in wanted.items():
+            self.values.append(kept.get(name) or self._zeros(weight))
+        self.names = list(names)
+        self.remembered = {name for name in self.remembered if name in kept}
+        self.built = True
+
+    def _zeros(self, weight):
+        return keras.Variable(
+            "zeros",
+            shape=weight.shape,
+            dtype=weight.dtype,
+            trainable=False,
+            name=f"{self.name}_copy",
+        )
+
+    def remember(self, weights: list[keras.Variable]) -> None:
+        """Copies the weights of which there is no copy yet, as they are now."""
+        if self.are_set and not self.remembered:
+            self.remembered = set(self.names)  # restored by a checkpoint
+        self._is_set.assign(1)
+        for name, value, weight in zip(
+            self.names, self.values, weights, strict=True
+        ):
+            if name not in self.remembered:
+                value.assign(weight)
+        self.remembered.update(self.names)
+
+    def forget_if(self, failed) -> None:
+        """Makes the copies zero if `failed` is 1, and leaves them if it is 0.
+
+        What is kept from a chain that failed may be why it did.
+        """
+        for variable in self.values:
+            value = tf.convert_to_tensor(variable.value)
+            keeps = tf.cast(1.0 - failed, value.dtype)
+            variable.assign(tf.math.multiply_no_nan(value, keeps))
+
+    def save_own_variables(self, store) -> None:
+        super().save_own_variables(store)
+        write_text(store, _NAMES, list(self.names))
 
     def load_own_variables(self, store) -> None:
         """Loads the copies, also before `compile` has said that any exist."""
-        is_set, *saved = (store[str(n)] for n in range(len(store.keys())))
-        if saved:  # else they are of a learner that had none
-            self._is_set.assign(is_set)
-            self.build_for(saved)
-            for value, array in zip(self.values, saved, strict=True):
-                value.assign(array)
-
-    def remember(self, weights: list[keras.Variable]) -> None:
-        """Copies the weights as they are now."""
-        self._is_set.assign(1)
-        for value, weight in zip(self.values, weights, strict=True):
-            value.assign(weight)
+        names = read_text(store, _NAMES)
+        numbers = range(len(store.keys()) - (names is not None))
+        is_set, *saved = (store[str(n)] for n in numbers)
+        if not saved:  # they are of a learner that had none
+            return
+        self._is_set.assign(is_set)
+        if names is None:  # of version 0.1.0
+            names = self.names or [str(n) for n in range(len(saved))]
+        self.build_for(saved, names)
+        for value, array in zip(self.values, saved, strict=True):
+            value.assign(array)
+        self.remembered = set(names) if self.are_set else set()
