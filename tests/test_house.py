@@ -14,9 +14,7 @@ sys.path.insert(0, str(FOLDER))  # as for a script that is run
 import rooms  # noqa: E402
 
 # Still to be split. A module that has become short has to leave the list.
-TOO_LONG = {
-    "keras_hposgld.callbacks.learn_hyperparameters",
-}
+TOO_LONG: set[str] = set()
 
 
 def test_every_room_has_a_floor_and_there_are_few():

@@ -83,6 +83,8 @@ class ChainDiagnostics(keras.callbacks.Callback):
                     )
                 ]
         self._outer_level = outer_level
+        if self._observe in outer_level.observers:  # of a fit broken off
+            outer_level.observers.remove(self._observe)
         outer_level.observers.append(self._observe)
         self._retrace()
 

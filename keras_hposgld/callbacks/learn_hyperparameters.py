@@ -1,6 +1,8 @@
 """Learns the hyperparameters of a model in the course of an ordinary `fit`."""
 
+import functools
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,24 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld import estimators
-from keras_hposgld import samplers
 from keras_hposgld.callbacks.backup import Backup
-from keras_hposgld.callbacks.recent_examples import RecentExamples
-from keras_hposgld.data import kinds
-from keras_hposgld.data.arrays import as_arrays
-from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.callbacks.chains_apart import ChainsApart
+from keras_hposgld.callbacks.checks import check_decay
+from keras_hposgld.callbacks.checks import check_model
+from keras_hposgld.callbacks.checks import warn_of_unsaved
+from keras_hposgld.core.checks import check_count
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
-from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
-from keras_hposgld.samplers import SGLD
-from keras_hposgld.training import keras_problem
-from keras_hposgld.training import placement
-from keras_hposgld.training.outer_level import OuterLevel
-from keras_hposgld.training.state import checkpointed
-from keras_hposgld.training.state import state_of
 
 
 class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
@@ -42,6 +36,10 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     callback adds `outer_loss`, `hypergradient_norm` and `skipped_updates` to
     the logs of an epoch (not a number where no chain ran); callbacks that are
     to see them come after it in the list.
+
+    It may be used for one `fit` after the other, and copied. With another
+    model, or with other trainable weights than before, it begins anew, as a
+    copy of it does: with fresh optimizers and no examples.
 
     Args:
         outer_data: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset`, a
@@ -131,133 +129,94 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         seed: int | None = None,
     ):
         super().__init__()
-        self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
-        self.outer_data = outer_data
-        self.inner_data = inner_data
-        self.every = estimators.check_count("every", every, 1)
-        self.batch_size = estimators.check_count("batch_size", batch_size, 1)
-        self.warmup_batches = estimators.check_count(
-            "warmup_batches", warmup_batches, 0
-        )
+        self.every = check_count("every", every, 1)
+        self.warmup_batches = check_count("warmup_batches", warmup_batches, 0)
         self.regularizer = regularizer
         self.filter = filter
         self.backup_dir = backup_dir
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self.outer_level = OuterLevel()
-        self.outer_level.configure(
-            estimator,
-            hyper_optimizer,
-            outer_loss=outer_loss,
-            layer_state=layer_state,
-            max_skipped_updates=max_skipped_updates,
-        )
+        self._chain_arguments = {
+            "estimator": estimator,
+            "sampler": sampler,
+            "hyper_optimizer": hyper_optimizer,
+            "batch_size": check_count("batch_size", batch_size, 1),
+            "inner_data": inner_data,
+            "outer_data": outer_data,
+            "outer_loss": outer_loss,
+            "layer_state": layer_state,
+            "max_skipped_updates": max_skipped_updates,
+            "seed": self.seed,
+        }
+        self._chains = ChainsApart(**self._chain_arguments)
         self._num_batches = 0
-        self.recent = RecentExamples(self._num_steps * self.batch_size)
-        self._inner = self._outer = None
 
     @property
-    def _num_steps(self):
-        return self.outer_level.estimator.num_steps
+    def sampler(self):
+        """The sampler of the chains."""
+        return self._chains.sampler
+
+    @property
+    def outer_level(self):
+        """The optimizer of the hyperparameters, and all that goes with it."""
+        return self._chains.outer_level
+
+    @property
+    def recent(self):
+        """The examples that `fit` trained on last."""
+        return self._chains.recent
+
+    # Copies, as search tools make one for each trial.
+
+    def __reduce__(self):
+        arguments = {
+            "every": self.every,
+            "warmup_batches": self.warmup_batches,
+            "regularizer": _fresh(self.regularizer),
+            "filter": self.filter,
+            "backup_dir": self.backup_dir,
+            **self._fresh_arguments(),
+        }
+        return functools.partial(type(self), **arguments), ()
+
+    def __deepcopy__(self, memo):
+        make, _ = self.__reduce__()  # the data are shared, as with Keras
+        return make()
+
+    def _fresh_arguments(self):
+        return {key: _fresh(v) for key, v in self._chain_arguments.items()}
+
+    # What Keras calls.
 
     def on_train_begin(self, logs=None):
         model = self.model
-        if hasattr(model, "outer_level"):
-            raise TypeError(
-                "`LearnHyperparameters` belongs to the `fit` of a plain Keras "
-                f"model. Received: {model!r}, which learns its "
-                "hyperparameters by itself."
-            )
-        self._placement = placement.of_model(model)
-        if self.inner_data is None:
-            self._placement.check_recording()
-        if self._outer is None:
-            self._outer = self._level("outer_data", self.outer_data)
-            if self.inner_data is not None:
-                self._inner = self._level("inner_data", self.inner_data)
-            levels = [self._inner, self._outer]
-            self._data = FitData(
-                [level for level in levels if level is not None]
-            )
+        check_model(model)
+        self._chains.read_data(model)
+        self._build(model)
         owners = self.find_hyperparameters()
-        self._refuse_decay(model)
-        with model.distribute_strategy.scope():
-            self.outer_level.prepare(
-                model.trainable_variables, owners, self.sampler
-            )
-        self._placement.check(
-            [
-                *model.variables,
-                *self.outer_level.weights,
-                self.sampler.keras_optimizer().iterations,
-                self.outer_level.hyper_optimizer.iterations,
-            ],
-            self.outer_level.estimator,
-        )
-        self._hyperparameters = variables_of(owners)
-        self._run_chain = self._make_chain_function()
-        self._batches = None
-        self._stop_recording()  # of a `fit` that was broken off
-        self._plain_train_function = model.train_function
-        if self._inner is None:
-            model.train_step = self.recent.record(model.train_step)
-            model.make_train_function(force=True)
+        check_decay(model)
+        warn_of_unsaved(model, owners, self.regularizer)
+        if not self._chains.serves(model, owners):
+            self._chains.end(model)
+            self._chains = ChainsApart(**self._fresh_arguments())
+            self._chains.serves(model, owners)
+            self._chains.read_data(model)
+            self._num_batches = 0
+        self._chains.begin(model, owners)
+        self._num_chains_of_fit = 0
 
-    def _refuse_decay(self, model):
-        for weight in model.trainable_variables:
-            if getattr(weight.regularizer, "decays", False):
-                raise ValueError(
-                    "`LearnableWeightDecay` cannot be learned by this "
-                    "callback: the optimizer of `fit` does not apply it. "
-                    f"Received: the weight {weight.path!r}. Use "
-                    "`keras_hposgld.BilevelModel`, or `LearnableL2`."
-                )
-
-    def _level(self, name, data):
-        return kinds.level_data(
-            name,
-            *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
-            default_batch_size=self.batch_size,
-            seed=self.seed + (name == "outer_data"),
-            input_ranks=kinds.input_ranks_of(self.model),
-        )
-
-    def _stop_recording(self):
-        # The instance's own attribute hides the method of the class.
-        if getattr(vars(self.model).get("train_step"), "records", False):
-            del self.model.train_step
-
-    def _make_chain_function(self):
-        model, outer_level = self.model, self.outer_level
-
-        def run_chain(inner_batches, outer_batches):
-            problem = keras_problem.KerasProblem(
-                model,
-                self._hyperparameters,
-                keras_problem.layer_variables(model),
-                outer_level.loss(model),
-                outer_level.layer_state,
-                tracks_metrics=False,
-            )
-            outer_level.run(
-                problem,
-                inner_batches,
-                outer_batches,
-                start=problem.weights,
-                sampler=self.sampler,
-                placement=self._placement,
-                moves=False,
-            )
-
-        if model.run_eagerly:
-            return run_chain
-        return tf.function(run_chain, autograph=False)
+    def _build(self, model):
+        """Builds a model as its first batch would, which comes too late."""
+        if not model.variables:
+            x, *_ = self._chains.data.levels[-1].first_batch()
+            with model.distribute_strategy.scope():
+                model(x, training=False)
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._batches is None:
+        if self._chains.batches is None:
             # Not when training begins: a callback after this one may only
             # then restore the model from a backup.
             self._restore()
-            self._batches = iter(self._draw())
+            self._chains.draw()
         self._last_batch = -1
         self._num_chains = 0
         for metric in self.outer_level.metrics:
@@ -269,47 +228,38 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._num_batches = now = before + batch - self._last_batch
         self._last_batch = batch
         is_due = now // self.every > before // self.every
-        has_examples = self._inner is not None or self.recent.is_full
-        if not is_due or now < self.warmup_batches or not has_examples:
-            return
-        batches = next(self._batches, None)
-        if batches is None:
-            raise RuntimeError(
-                "`outer_data` must last until training ends. Received: a "
-                f"generator that ended after {self._num_chains} chains in "
-                "this epoch. Let it go on, or pass arrays or a dataset."
-            )
-        if self._inner is None:
-            batches = self.recent.stacked(self._num_steps), *batches
-        self._run_chain(*batches)
-        self._num_chains += 1
-        self.outer_level.guard.raise_if_too_many()
-
-    def _draw(self):
-        """Pairs of stacked inner and outer batches, or the outer ones alone."""
-        first = int(self.outer_level.iterations.numpy())
-        return self._placement.chains(
-            lambda: self._data.chains(self._num_steps, lambda: first),
-            self._data.batch_sizes,
-        )
+        if is_due and now >= self.warmup_batches and self._chains.are_ready:
+            self._chains.run()
+            self._num_chains += 1
 
     def on_epoch_end(self, epoch, logs=None):
         for metric in self.outer_level.metrics:
             result = float(metric.result()) if self._num_chains else np.nan
             logs[metric.name] = result
+        self._num_chains_of_fit += self._num_chains
         self._back_up()
 
     def on_train_end(self, logs=None):
-        self._stop_recording()
-        self.model.train_function = self._plain_train_function
+        self._chains.end(self.model)
         if self.backup_dir is not None:
             Backup(self.backup_dir).remove()
+        if self._num_chains_of_fit == 0:
+            warnings.warn(
+                "No chain ran in this `fit`, so that no hyperparameter was "
+                f"learned. Received: every={self.every}, warmup_batches="
+                f"{self.warmup_batches} and {self._num_batches} batches; a "
+                f"chain takes {self._chains.num_steps} inner batches. Lower "
+                "`every` or `batch_size`, or train for more epochs.",
+                stacklevel=2,
+            )
 
     # The hyperparameters.
 
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
-        attach_regularizer(self.model, self.regularizer, self.filter)
+        self.regularizer = attach_regularizer(
+            self.model, self.regularizer, self.filter
+        )
         return find_hyperparameters(self.model)
 
     # Backups.
@@ -319,18 +269,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         return int(self.model.optimizer.iterations.numpy())
 
     def _state(self):
-        """The state; the weights are in the model's own backup."""
-        state = state_of(
-            self.model,
-            self.find_hyperparameters(),
-            self.outer_level,
-            self.sampler.keras_optimizer(),
-        )
-        del state["weights"]
-        module = checkpointed(state)
-        module.recent = self.recent
-        module.num_batches = tf.Variable(self._num_batches, dtype=tf.int64)
-        return module
+        state = self._chains.state(self.model, self.find_hyperparameters())
+        state.num_batches = tf.Variable(self._num_batches, dtype=tf.int64)
+        return state
 
     def _back_up(self):
         if self.backup_dir is not None:
@@ -342,3 +283,10 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         state = self._state()
         if Backup(self.backup_dir).restore(self._step, state):
             self._num_batches = int(state.num_batches)
+
+
+def _fresh(argument):
+    """An optimizer or regularizer that has not been used; data as they are."""
+    if isinstance(argument, keras.optimizers.Optimizer | keras.layers.Layer):
+        return type(argument).from_config(argument.get_config())
+    return argument

@@ -1,6 +1,5 @@
 """The examples that `fit` trained on last, for the chains of a callback."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,10 +8,6 @@ import tensorflow as tf
 
 class RecentExamples(tf.Module):
     """A ring buffer of training examples, written by the training step.
-
-    A callback does not get to see the data of `fit`. So the model's
-    `train_step` is replaced, for the time of a `fit`, by one that stores each
-    batch before it trains on it.
 
     Args:
         capacity: Integer, the number of examples that are kept.
@@ -28,16 +23,6 @@ class RecentExamples(tf.Module):
     @property
     def is_full(self) -> bool:
         return int(self.num_written) >= self.capacity
-
-    def record(self, train_step: Callable) -> Callable:
-        """A training step that writes down what it is trained on."""
-
-        def recording_train_step(data):
-            self.write(data)
-            return train_step(data)
-
-        recording_train_step.records = True  # type: ignore[attr-defined]
-        return recording_train_step
 
     def write(self, batch) -> None:
         """Stores the examples of a batch over the oldest ones."""

@@ -127,7 +127,7 @@ def test_chain_is_the_functional_estimate_and_one_step():
     assert int(callback.outer_level.iterations) == 1
 
     inner = callback.recent.stacked(6)
-    outer = next(iter(callback._outer.chains(6, lambda: 0)))
+    outer = next(iter(callback._chains.data.levels[-1].chains(6, lambda: 0)))
     mean, variance = (
         model.layers[1].moving_mean,
         model.layers[1].moving_variance,

@@ -1,0 +1,211 @@
+"""Chains on copies of a model's weights, for a callback of its `fit`."""
+
+import weakref
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld import samplers
+from keras_hposgld.callbacks.recent_examples import RecentExamples
+from keras_hposgld.callbacks.recording_step import record
+from keras_hposgld.callbacks.recording_step import stop_recording
+from keras_hposgld.data import kinds
+from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.hyperparameters.discovery import variables_of
+from keras_hposgld.samplers import SGLD
+from keras_hposgld.training import keras_problem
+from keras_hposgld.training import placement
+from keras_hposgld.training.outer_level import OuterLevel
+from keras_hposgld.training.state import checkpointed
+from keras_hposgld.training.state import state_of
+
+
+class ChainsApart:
+    """Runs chains beside the training of a model, and learns from them.
+
+    What it keeps from chain to chain belongs to one model and to its trainable
+    weights of now; for others there is another object.
+
+    Args:
+        estimator: As in `LearnHyperparameters`, like all of them.
+        sampler: Likewise.
+        hyper_optimizer: Likewise.
+        batch_size: Likewise.
+        inner_data: Likewise.
+        outer_data: Likewise.
+        seed: Integer.
+        **outer_arguments: Those of `OuterLevel.configure`.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        sampler: Any,
+        hyper_optimizer: Any,
+        *,
+        batch_size: int,
+        inner_data: Any,
+        outer_data: Any,
+        seed: int,
+        **outer_arguments: Any,
+    ):
+        self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
+        self.outer_level = OuterLevel()
+        self.outer_level.configure(
+            estimator, hyper_optimizer, **outer_arguments
+        )
+        self.batch_size = batch_size
+        self.inner_data = inner_data
+        self.outer_data = outer_data
+        self.seed = seed
+        self.recent = RecentExamples(self.num_steps * batch_size)
+        self.data: Any = None
+        self._serves: Any = None
+
+    @property
+    def num_steps(self) -> int:
+        """The length of a chain."""
+        return self.outer_level.estimator.num_steps
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether the chains run on the examples that `fit` trained on last."""
+        return self.inner_data is None
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether there are enough examples for a chain."""
+        return not self.needs_recording or self.recent.is_full
+
+    def serves(self, model: keras.Model, owners: list) -> bool:
+        """Whether its state belongs to a model as it is now."""
+        now = (
+            weakref.ref(model),
+            [id(weight) for weight in model.trainable_variables],
+            [id(variable) for variable in variables_of(owners)],
+        )
+        if self._serves is None:
+            self._serves = now
+        return self._serves == now
+
+    def read_data(self, model: keras.Model) -> None:
+        """Reads the levels of data that are its own, once."""
+        if self.data is not None:
+            return
+        levels = {"inner_data": self.inner_data, "outer_data": self.outer_data}
+        self.data = FitData(
+            [
+                self._level(name, data, model)
+                for name, data in levels.items()
+                if data is not None
+            ]
+        )
+
+    def _level(self, name, data, model):
+        return kinds.level_data(
+            name,
+            *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
+            default_batch_size=self.batch_size,
+            seed=self.seed + (name == "outer_data"),
+            input_ranks=kinds.input_ranks_of(model),
+        )
+
+    def begin(self, model: keras.Model, owners: list) -> None:
+        """Prepares the chains of a `fit`.
+
+        Args:
+            model: Built and compiled `keras.Model`.
+            owners: The objects that own its hyperparameters.
+        """
+        self.placement = placement.of_model(model)
+        if self.needs_recording:
+            self.placement.check_recording()
+        with model.distribute_strategy.scope():
+            self.outer_level.prepare(model, owners, self.sampler)
+        self.placement.check(
+            [
+                *model.variables,
+                *self.outer_level.weights,
+                self.sampler.keras_optimizer().iterations,
+                self.outer_level.hyper_optimizer.iterations,
+            ],
+            self.outer_level.estimator,
+        )
+        self._run = self._chain_function(model, variables_of(owners))
+        self.batches: Any = None
+        self.end(model)  # of a `fit` that was broken off
+        if self.needs_recording:
+            record(model, self.recent.write)
+
+    def end(self, model: keras.Model) -> None:
+        """Leaves the model as it was."""
+        stop_recording(model, self.recent.write)
+
+    def _chain_function(self, model, hyperparameters):
+        outer_level = self.outer_level
+
+        def run_chain(inner_batches, outer_batches):
+            problem = keras_problem.KerasProblem(
+                model,
+                hyperparameters,
+                keras_problem.layer_variables(model),
+                outer_level.loss(model),
+                outer_level.layer_state,
+                tracks_metrics=False,
+            )
+            outer_level.run(
+                problem,
+                inner_batches,
+                outer_batches,
+                start=problem.weights,
+                sampler=self.sampler,
+                placement=self.placement,
+                moves=False,
+            )
+
+        if model.run_eagerly:
+            return run_chain
+        return tf.function(run_chain, autograph=False)
+
+    def draw(self) -> None:
+        """Starts to draw batches, from where the last chain ended."""
+        first = int(self.outer_level.iterations.numpy())
+        # Pairs of stacked inner and outer batches, or the outer ones alone.
+        self.batches = iter(
+            self.placement.chains(
+                lambda: self.data.chains(self.num_steps, lambda: first),
+                self.data.batch_sizes,
+            )
+        )
+
+    def run(self) -> None:
+        """One chain, and one step with the hyperparameters.
+
+        Raises:
+            RuntimeError: If the outer data have come to their end, or if too
+                many updates in a row were skipped.
+        """
+        batches = next(self.batches, None)
+        if batches is None:
+            raise RuntimeError(
+                "`outer_data` must last until training ends. Received: a "
+                f"generator that ended after "
+                f"{int(self.outer_level.iterations.numpy())} chains. Let it go "
+                "on, or pass arrays or a dataset."
+            )
+        if self.needs_recording:
+            batches = self.recent.stacked(self.num_steps), *batches
+        self._run(*batches)
+        self.outer_level.guard.raise_if_too_many()
+
+    def state(self, model: keras.Model, owners: list) -> tf.Module:
+        """All that learning resumes from; the weights are in Keras's backup."""
+        state = state_of(
+            model, owners, self.outer_level, self.sampler.keras_optimizer()
+        )
+        del state["weights"]
+        module = checkpointed(state)
+        module.recent = self.recent
+        return module
