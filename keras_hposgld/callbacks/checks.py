@@ -56,7 +56,8 @@ def warn_of_unsaved(model: keras.Model, owners: list, regularizer: Any) -> None:
             paths = list(owner.hyperparameter_values())
             warnings.warn(
                 f"The learned strengths of {paths} are not going to be "
-                "saved with the model: no layer holds the regularizer. Keep it on an attribute of its layer, or train a "
+                "saved with the model: no layer holds the regularizer. Keep "
+                "it on an attribute of its layer, or train a "
                 "`keras_hposgld.BilevelModel`, which saves it.",
                 stacklevel=3,
             )

@@ -74,7 +74,8 @@ class WeightCopies(keras.layers.Layer):
         for position in reversed(range(len(self.values))):
             del self.values[position]  # Keras forgets it, too
         for name, weight in wanted.items():
-            self.values.append(kept.get(name) or self._zeros(weight))
+            value = kept[name] if name in kept else self._zeros(weight)
+            self.values.append(value)
         self.names = list(names)
         self.remembered = {name for name in self.remembered if name in kept}
         self.built = True
