@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.core.missing_derivatives import forward_explained
+from keras_hposgld.core.missing_derivatives import missing_explained
 from keras_hposgld.core.second_derivatives import differentiable_twice
 from keras_hposgld.core.vectors import norm
 from keras_hposgld.core.vectors import plus_scaled
@@ -34,6 +36,8 @@ class LinearizedGradient(NamedTuple):
         pullback: Function from a list of tensors shaped like the params to
             `vector . d gradient / d source`, a list with one tensor (or
             `None`, where the gradient does not depend on it) a source.
+            It raises `MissingSecondDerivativeError` where TensorFlow has no
+            second derivative.
     """
 
     value: tf.Tensor
@@ -80,9 +84,16 @@ def linearize_gradient(
         gradient = transform(_times(1.0 / loss_scale, _dense(gradient)))
 
     def pullback(vector):
-        products = second_tape.gradient(
-            gradient, sources, output_gradients=_times(loss_scale, vector)
-        )
+        if len(vector) != len(gradient):  # would crash in TensorFlow
+            raise ValueError(
+                "`vector` must have one entry for each of the params. "
+                f"Received: {len(vector)} entries and {len(gradient)} params. "
+                "Where the trainable weights have changed, compile again."
+            )
+        with missing_explained():
+            products = second_tape.gradient(
+                gradient, sources, output_gradients=_times(loss_scale, vector)
+            )
         return _times(1.0 / loss_scale, _dense(products))
 
     return LinearizedGradient(value, carry, gradient, pullback)
@@ -153,13 +164,18 @@ def directional_derivative(
         function: Function from a list of tensors to a list of tensors.
         inputs: List of tensors.
         direction: List of tensors shaped like `inputs`.
+
+    Raises:
+        MissingSecondDerivativeError: If `function` takes a gradient that
+            TensorFlow has no derivative of, or none in forward mode.
     """
-    with tf.autodiff.ForwardAccumulator(inputs, direction) as accumulator:
-        outputs = function(inputs)
-    return [
+    with missing_explained(), forward_explained():
+        with tf.autodiff.ForwardAccumulator(inputs, direction) as accumulator:
+            outputs = function(inputs)
+    return _dense(
         accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
         for output in outputs
-    ]
+    )
 
 
 def difference_along(

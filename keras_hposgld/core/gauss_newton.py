@@ -21,6 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_hposgld.core.missing_derivatives import missing_explained
 from keras_hposgld.core.second_derivatives import differentiable_twice
 
 _cutting = threading.local()
@@ -127,18 +128,19 @@ def gauss_newton_product(
                 "`keras_hposgld.mark_predictions`. Call it on the predictions, "
                 'or use `curvature="hessian"`.'
             )
-        with second_tape.stop_recording():
+        with second_tape.stop_recording(), missing_explained():
             moved = _jacobian_product(tape, predictions, params, vector)
         zero = tf.UnconnectedGradients.ZERO
         gradient = tape.gradient(
             value, [leaves, params], unconnected_gradients=zero
         )
-    by_leaves, by_params = second_tape.gradient(
-        gradient,
-        [leaves, params],
-        output_gradients=[moved, vector],
-        unconnected_gradients=zero,
-    )
+    with missing_explained():
+        by_leaves, by_params = second_tape.gradient(
+            gradient,
+            [leaves, params],
+            output_gradients=[moved, vector],
+            unconnected_gradients=zero,
+        )
     through_model = tape.gradient(
         predictions,
         params,

@@ -10,7 +10,8 @@ model come out tens of per cent off. With c that constant, the variance is
 of which TensorFlow leaves out the second term. It is zero, and so is its
 gradient; its second derivative is not.
 
-Slow: those of max pooling, see `max_pooling`.
+Slow: those of max pooling, see `max_pooling`. What TensorFlow's registry lacks
+is in `registered_gradients`, what nobody has in `missing_derivatives`.
 """
 
 import contextlib
@@ -20,11 +21,14 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from keras_hposgld.core.max_pooling import max_pool
+from keras_hposgld.core.missing_derivatives import ctc_loss
+from keras_hposgld.core.registered_gradients import register_gradients
 
 _tensorflow_moments = tf.nn.moments
-_tensorflow_max_pool = tf.nn.max_pool
 _lock = threading.Lock()
 _depth = 0
+
+register_gradients()
 
 
 def moments(x, axes, shift=None, keepdims=False, name=None) -> tuple:
@@ -33,9 +37,13 @@ def moments(x, axes, shift=None, keepdims=False, name=None) -> tuple:
     return mean, variance - tf.square(mean - tf.stop_gradient(mean))
 
 
+OURS = {"moments": moments, "max_pool": max_pool, "ctc_loss": ctc_loss}
+TENSORFLOWS = {name: getattr(tf.nn, name) for name in OURS}
+
+
 @contextlib.contextmanager
 def differentiable_twice() -> Iterator[None]:
-    """Puts these functions in place of TensorFlow's, for Keras's layers to use.
+    """Puts our functions in place of `tf.nn`'s, for Keras's layers to use.
 
     Replicas are traced in threads that take turns: the last one to leave puts
     TensorFlow's own back.
@@ -43,12 +51,16 @@ def differentiable_twice() -> Iterator[None]:
     global _depth
     with _lock:
         _depth += 1
-        tf.nn.moments, tf.nn.max_pool = moments, max_pool
+        _put(OURS)
     try:
         yield
     finally:
         with _lock:
             _depth -= 1
             if not _depth:
-                tf.nn.moments = _tensorflow_moments
-                tf.nn.max_pool = _tensorflow_max_pool
+                _put(TENSORFLOWS)
+
+
+def _put(functions):
+    for name, function in functions.items():
+        setattr(tf.nn, name, function)
