@@ -78,7 +78,8 @@ class UpdateGuard(keras.layers.Layer):
             "in a row gave a number that is not finite. Received: first in "
             f"{name}. Weights and hyperparameters are still those before the "
             "first of them. Lower the learning rate of the sampler, bound the "
-            "hyperparameters or clip the gradients (`SGLD(clipnorm=...)`), "
+            "hyperparameters (`learning_rate * max_value` must stay below 1 in "
+            "every step) or clip the gradients (`SGLD(clipnorm=...)`), "
             "and look for a division or logarithm in that quantity."
         )
 
