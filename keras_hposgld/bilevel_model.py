@@ -13,9 +13,10 @@ from keras_hposgld.core.checks import check_known
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
+from keras_hposgld.training.checks import check_fit
 from keras_hposgld.training.first_chain import FirstChain
+from keras_hposgld.training.fit_watch import WatchUpdates
 from keras_hposgld.training.memory_estimate import warn_if_too_much
-from keras_hposgld.training.update_guard import StopOnNonFinite
 
 STARTS = ("continue", "initial")
 
@@ -201,6 +202,7 @@ class BilevelModel(BilevelLearner):
             raise RuntimeError(
                 "`compile(...)` must be called before `fit(...)`."
             )
+        check_fit(x, outer_data, batch_size, outer_batch_size, steps_per_epoch)
         self.seed = self.placement.agreed(self.seed)
         self.sampler.seed = self.placement.agreed(self.sampler.seed)
         data = FitData.from_fit(
@@ -225,15 +227,14 @@ class BilevelModel(BilevelLearner):
         chains = self.placement.chains(
             lambda: data.chains(num_steps, first), data.batch_sizes
         )
-        return super().fit(
+        return self.watched_fit(
             chains,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch or data.chains_per_epoch(num_steps),
             validation_data=data.validation_data,
             validation_batch_size=validation_batch_size or batch_size,
             shuffle=False,  # done already
-            callbacks=self.with_callbacks(
-                callbacks, [first, StopOnNonFinite()]
-            ),
+            callbacks=callbacks,
+            own_callbacks=[first, WatchUpdates()],
             **keras_arguments,
         )

@@ -9,15 +9,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_hposgld import estimators
 from keras_hposgld.meta import meta_steps
 from keras_hposgld.meta.task_chains import TaskChains
 from keras_hposgld.meta.tasks import check_meta_batches
-from keras_hposgld.training import keras_problem
 from keras_hposgld.training.learner import Learner
-from keras_hposgld.training.update_guard import StopOnNonFinite
 
 
 @keras.saving.register_keras_serializable(package="keras_hposgld")
@@ -197,9 +194,9 @@ class MetaModel(Learner):
                 number was not finite.
         """
         self._build_on("x", x)
-        return super().fit(
+        return self.watched_fit(
             x,
-            callbacks=self.with_callbacks(callbacks, [StopOnNonFinite()]),
+            callbacks=callbacks,
             shuffle=False,  # done by who made the tasks
             **keras_arguments,
         )
@@ -235,20 +232,25 @@ class MetaModel(Learner):
 
     def _check_compiled(self):
         if not self.compiled:
-            raise RuntimeError("`compile(...)` must be called before.")
+            raise RuntimeError(
+                "`compile(...)` must be called before: it names the loss and "
+                "the sampler of the steps."
+            )
 
     def _build_on(self, name, tasks):
         check_meta_batches(name, tasks)
         self._check_compiled()
         if self.train_function is None and self.test_function is None:
-            support = next(iter(tasks))[0]
             with self.distribute_strategy.scope():
-                first = tf.nest.map_structure(lambda x: x[0], support)
-                keras_problem.build_on(self, first)
+                meta_steps.build(self, tasks)
                 self._prepare()
 
     def _maybe_symbolic_build(self, *args, **kwargs):
-        """Does nothing: everything has been built on a task."""
+        pass  # everything has been built on a task
+
+    def steps_ahead(self, iterations: int) -> range:
+        """The steps of one chain: in each task they begin anew."""
+        return range(max(self.hypergradient.num_steps, self.adaptation_steps))
 
     def train_step(self, tasks):
         """One outer iteration, on a meta-batch."""
@@ -280,11 +282,7 @@ class MetaModel(Learner):
         Raises:
             RuntimeError: If `compile` was not called.
         """
-        if not self.compiled:
-            raise RuntimeError(
-                "`compile(...)` must be called before `adapt(...)`: it names "
-                "the loss and the sampler of the steps."
-            )
+        self._check_compiled()
         num_steps = self.adaptation_steps if num_steps is None else num_steps
         return meta_steps.adapted(
             self,

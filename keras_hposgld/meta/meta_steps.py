@@ -12,6 +12,13 @@ from keras_hposgld.training import keras_problem
 from keras_hposgld.training.placement.on_replica import local_loss
 
 
+def build(learner: keras.Model, tasks: tf.data.Dataset) -> None:
+    """Creates all variables of a learner on the first of the tasks."""
+    support = next(iter(tasks))[0]
+    first = tf.nest.map_structure(lambda x: x[0], support)
+    keras_problem.build_on(learner, first)
+
+
 def learn(learner: keras.Model, chains: TaskChains, tasks: Any) -> None:
     """One outer iteration, on a meta-batch.
 

@@ -9,6 +9,7 @@ from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training.bilevel_steps import BilevelSteps
+from keras_hposgld.training.checks import check_learnable
 from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.refit import refit
@@ -37,6 +38,7 @@ class BilevelLearner(Learner):
         name: str | None = None,
     ):
         super().__init__(model, seed=seed, name=name)
+        check_learnable(regularizer, example_weights)
         self.regularizer = regularizer
         self.filter = filter
         self.example_weights = example_weights
@@ -79,6 +81,10 @@ class BilevelLearner(Learner):
             )
         self._prepare()
         return self._steps.memory_estimate()
+
+    def steps_ahead(self, iterations: int) -> range:
+        first = int(self.optimizer.iterations)
+        return range(first, first + iterations * self.hypergradient.num_steps)
 
     def train_step(self, data):
         """One outer iteration, on the stacked batches of one chain."""

@@ -1,11 +1,18 @@
 """Checks of what is to learn, before anything is trained."""
 
+import warnings
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from keras_hposgld.core.checks import check_count
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.samplers import Sampler
+
+MAX_STEPS_CHECKED = 2000
 
 
 def check_owners(
@@ -44,6 +51,104 @@ def check_learning_rate(owners: list[Hyperparameter], sampler: Sampler) -> None:
     rate = float(sampler.learning_rate_at(iterations, "float64"))
     for owner in owners:
         owner.check_learning_rate(rate, sampler.largest_curvature_scale())
+
+
+def check_schedule(
+    owners: list[Hyperparameter], sampler: Sampler, steps: range
+) -> None:
+    """Checks the same for a learning rate that follows a schedule.
+
+    Args:
+        owners: The objects that own the hyperparameters.
+        sampler: `Sampler`. A rate that does not follow a schedule is left to
+            `check_learning_rate`.
+        steps: The inner steps to come. Of more than 2000 as many are looked at,
+            the first and the last among them.
+
+    Raises:
+        ValueError: If its learning rate becomes too large for a bound.
+    """
+    # Private to Keras, whose `learning_rate` is the value now.
+    rate = getattr(sampler.keras_optimizer(), "_learning_rate", None)
+    is_schedule = isinstance(
+        rate, keras.optimizers.schedules.LearningRateSchedule
+    )
+    if not (is_schedule and owners and steps):
+        return
+    number = min(len(steps), MAX_STEPS_CHECKED)
+    chosen = np.linspace(steps[0], steps[-1], number).round().astype("int64")
+
+    @tf.function(autograph=False)
+    def rates():  # a schedule takes one step at a time
+        return tf.map_fn(
+            lambda step: sampler.learning_rate_at(step, "float64"),
+            tf.constant(chosen),
+            fn_output_signature=tf.float64,
+        )
+
+    values = rates().numpy()
+    largest = int(np.argmax(values))
+    for owner in owners:
+        try:
+            owner.check_learning_rate(
+                float(values[largest]), sampler.largest_curvature_scale()
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error} The schedule of the learning rate comes to this in "
+                f"inner step {chosen[largest]}."
+            ) from error
+
+
+def check_fit(
+    x: Any,
+    outer_data: Any,
+    batch_size: Any,
+    outer_batch_size: Any,
+    steps_per_epoch: Any,
+) -> None:
+    """Checks arguments of `BilevelModel.fit`; see there.
+
+    Raises:
+        ValueError: If a number is not an integer above zero.
+    """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("outer_batch_size", outer_batch_size),
+        ("steps_per_epoch", steps_per_epoch),
+    ):
+        if value is not None:
+            check_count(name, value, 1)
+    is_pair = isinstance(outer_data, tuple | list) and len(outer_data)
+    outer_inputs = outer_data[0] if is_pair else outer_data
+    if x is not None and outer_inputs is x:
+        warnings.warn(
+            "`outer_data` holds the inputs of the training data: "
+            "hyperparameters that are judged by the examples that the weights "
+            "are trained on learn to regularize as little as they can. Pass "
+            "other examples, or `outer_split=0.2`.",
+            stacklevel=3,
+        )
+
+
+def check_learnable(regularizer: Any, example_weights: Any) -> None:
+    """Checks what `BilevelModel` is to learn beside what its layers own.
+
+    Raises:
+        TypeError: If one of them is of a kind that cannot be learned.
+    """
+    if not isinstance(regularizer, WeightHyperparameter | None):
+        raise TypeError(
+            "`regularizer` must be an instance of a learnable regularizer. "
+            f"Received: regularizer={regularizer!r}. Pass "
+            "`keras_hposgld.regularizers.LearnableL2()`, say."
+        )
+    if not isinstance(example_weights, Hyperparameter | None):
+        raise TypeError(
+            "`example_weights` must be an instance of "
+            "`keras_hposgld.ExampleWeights`. "
+            f"Received: example_weights={example_weights!r}."
+        )
 
 
 def check_unused(hyper_optimizer: keras.optimizers.Optimizer) -> None:

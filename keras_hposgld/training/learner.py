@@ -14,11 +14,13 @@ from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.discovery import owners_in
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import placement
+from keras_hposgld.training.fit_watch import WatchLearningRate
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement.on_replica import local_loss
 from keras_hposgld.training.state import checkpointed
 from keras_hposgld.training.state import state_of
 from keras_hposgld.training.state import unsaved_by_keras
+from keras_hposgld.training.update_guard import StopOnNonFinite
 from keras_hposgld.training.wrapper import ModelWrapper
 
 
@@ -182,13 +184,39 @@ class Learner(ModelWrapper):
             "`fit(..., steps_per_epoch=1)`."
         )
 
-    def with_callbacks(self, callbacks, own: list):
-        """The callbacks that a user passed to `fit`, then those of our own."""
-        if isinstance(callbacks, keras.callbacks.CallbackList):
+    def watched_fit(self, x, *, callbacks=None, own_callbacks=(), **arguments):
+        """Keras's `fit`, with callbacks of our own after those of the user.
+
+        However it ends, what was added for its time is taken away again.
+
+        Args:
+            x: As in Keras.
+            callbacks: As in Keras.
+            own_callbacks: Callbacks that come after those.
+            **arguments: As in Keras.
+        """
+        own = [*own_callbacks, WatchLearningRate(), StopOnNonFinite()]
+        given = isinstance(callbacks, keras.callbacks.CallbackList)
+        if given:
+            before = list(callbacks.callbacks)
             callbacks.callbacks.extend(own)
             callbacks.set_model(callbacks.model)
-            return callbacks
-        return [*keras.tree.flatten(callbacks or []), *own]
+            callbacks.set_params(callbacks.params)
+        else:
+            callbacks = [*keras.tree.flatten(callbacks or []), *own]
+        observers = list(self.outer_level.observers)
+        try:
+            return super().fit(x, callbacks=callbacks, **arguments)
+        finally:
+            if given:
+                callbacks.callbacks[:] = before
+            if self.outer_level.observers != observers:
+                self.outer_level.observers[:] = observers
+                self.train_function = None  # the old one calls them
+
+    def steps_ahead(self, iterations: int) -> range:
+        """The numbers of the inner steps in outer iterations to come."""
+        raise NotImplementedError
 
     # What Keras calls to save and to load. It saves the wrapped model, the
     # learned strengths, both optimizers and the counters by itself, as they

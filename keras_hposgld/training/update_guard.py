@@ -75,7 +75,8 @@ class UpdateGuard(keras.layers.Layer):
             f"{name}. The hyperparameters are still those before the first of "
             "them, and so are the weights if it is a number of the inner "
             "level. Lower the learning rate of the sampler, bound the "
-            "hyperparameters or clip the gradients (`SGLD(clipnorm=...)`), "
+            "hyperparameters (`learning_rate * max_value` must stay below 1 in "
+            "every step) or clip the gradients (`SGLD(clipnorm=...)`), "
             "and look for a division or logarithm in that quantity."
         )
 
