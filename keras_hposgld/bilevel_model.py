@@ -11,9 +11,11 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.checks import check_known
+from keras_hposgld.data.elements import inputs_of
+from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
-from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import export
@@ -265,7 +267,8 @@ class BilevelModel(Learner):
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            input_ranks=input_ranks_of(self.model),
+            inputs=inputs_of(self.model),
+            needs_targets=self._needs_targets(),
             example_weights=self.example_weights,
         )
         with self.distribute_strategy.scope():
@@ -276,20 +279,34 @@ class BilevelModel(Learner):
         num_steps, first = self.hypergradient.num_steps, FirstChain()
         warn_if_too_much(self._memory_estimate(), data.bytes_of(num_steps))
         chains = self.placement.chains(
-            lambda: data.chains(num_steps, first), data.batch_sizes
+            lambda: data.chains(num_steps, first.number, not self.jit_compile),
+            data.batch_sizes,
         )
-        return super().fit(
-            chains,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch or data.chains_per_epoch(num_steps),
-            validation_data=data.validation_data,
-            validation_batch_size=validation_batch_size or batch_size,
-            shuffle=False,  # done already
-            callbacks=self.with_callbacks(
-                callbacks, [first, StopOnNonFinite()]
-            ),
-            **keras_arguments,
-        )
+        if steps_per_epoch is None:
+            steps_per_epoch = data.chains_per_epoch(num_steps)
+        steps_per_epoch = check_count("steps_per_epoch", steps_per_epoch, 1)
+
+        def num_drawn():
+            return int(self.outer_iterations.numpy()) - first.number()
+
+        with data.explains_its_end(num_drawn):
+            return super().fit(
+                in_epochs(chains, steps_per_epoch, self.steps_per_execution),
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=data.validation_data,
+                validation_batch_size=validation_batch_size or batch_size,
+                shuffle=False,  # done already
+                callbacks=self.with_callbacks(
+                    callbacks, [first, StopOnNonFinite()]
+                ),
+                **keras_arguments,
+            )
+
+    def _needs_targets(self):
+        """Whether the inner and the outer objective take targets."""
+        has_loss = self.plain_compile_arguments()["loss"] is not None
+        return has_loss, has_loss or self.outer_level.outer_loss is not None
 
     def _weigh(self, sample_weight):
         if self.example_weights is None:

@@ -14,6 +14,7 @@ from keras_hposgld.callbacks.backup import Backup
 from keras_hposgld.callbacks.recent_examples import RecentExamples
 from keras_hposgld.data import kinds
 from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.elements import inputs_of
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
@@ -218,7 +219,11 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
             default_batch_size=self.batch_size,
             seed=self.seed + (name == "outer_data"),
-            input_ranks=kinds.input_ranks_of(self.model),
+            inputs=inputs_of(self.model),
+            needs_targets=self.model.loss is not None
+            or (
+                name == "outer_data" and self.outer_level.outer_loss is not None
+            ),
         )
 
     def _stop_recording(self):
@@ -250,7 +255,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
 
         if model.run_eagerly:
             return run_chain
-        return tf.function(run_chain, autograph=False)
+        # Batches may differ in length from chain to chain.
+        return tf.function(run_chain, autograph=False, reduce_retracing=True)
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._batches is None:
@@ -258,6 +264,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             # then restore the model from a backup.
             self._restore()
             self._batches = iter(self._draw())
+            self._num_drawn = 0
         self._last_batch = -1
         self._num_chains = 0
         for metric in self.outer_level.metrics:
@@ -272,13 +279,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         has_examples = self._inner is not None or self.recent.is_full
         if not is_due or now < self.warmup_batches or not has_examples:
             return
-        batches = next(self._batches, None)
-        if batches is None:
-            raise RuntimeError(
-                "`outer_data` must last until training ends. Received: a "
-                f"generator that ended after {self._num_chains} chains in "
-                "this epoch. Let it go on, or pass arrays or a dataset."
-            )
+        with self._data.explains_its_end(lambda: self._num_drawn):
+            batches = next(self._batches)
+        self._num_drawn += 1
         if self._inner is None:
             batches = self.recent.stacked(self._num_steps), *batches
         self._run_chain(*batches)
