@@ -10,8 +10,9 @@ from typing import Any
 import keras
 
 from keras_hposgld.core.checks import check_known
+from keras_hposgld.data.elements import inputs_of
+from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
-from keras_hposgld.data.kinds import input_ranks_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
 from keras_hposgld.training.first_chain import FirstChain
@@ -216,7 +217,8 @@ class BilevelModel(BilevelLearner):
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            input_ranks=input_ranks_of(self.model),
+            inputs=inputs_of(self.model),
+            needs_targets=self._needs_targets(),
             example_weights=self.example_weights,
         )
         self._steps.build(data.first_batch())
@@ -225,16 +227,24 @@ class BilevelModel(BilevelLearner):
             self._steps.memory_estimate(), data.bytes_of(num_steps)
         )
         chains = self.placement.chains(
-            lambda: data.chains(num_steps, first), data.batch_sizes
+            lambda: data.chains(num_steps, first.number, not self.jit_compile),
+            data.batch_sizes,
         )
-        return self.watched_fit(
-            chains,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch or data.chains_per_epoch(num_steps),
-            validation_data=data.validation_data,
-            validation_batch_size=validation_batch_size or batch_size,
-            shuffle=False,  # done already
-            callbacks=callbacks,
-            own_callbacks=[first, WatchUpdates()],
-            **keras_arguments,
-        )
+        if steps_per_epoch is None:
+            steps_per_epoch = data.chains_per_epoch(num_steps)
+
+        def num_drawn():
+            return int(self.outer_iterations.numpy()) - first.number()
+
+        with data.explains_its_end(num_drawn):
+            return self.watched_fit(
+                in_epochs(chains, steps_per_epoch, self.steps_per_execution),
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=data.validation_data,
+                validation_batch_size=validation_batch_size or batch_size,
+                shuffle=False,  # done already
+                callbacks=callbacks,
+                own_callbacks=[first, WatchUpdates()],
+                **keras_arguments,
+            )

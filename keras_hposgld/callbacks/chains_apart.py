@@ -12,6 +12,7 @@ from keras_hposgld.callbacks.recording_step import record
 from keras_hposgld.callbacks.recording_step import stop_recording
 from keras_hposgld.data import kinds
 from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.elements import inputs_of
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import SGLD
@@ -109,7 +110,11 @@ class ChainsApart:
             *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
             default_batch_size=self.batch_size,
             seed=self.seed + (name == "outer_data"),
-            input_ranks=kinds.input_ranks_of(model),
+            inputs=inputs_of(model),
+            needs_targets=model.loss is not None
+            or (
+                name == "outer_data" and self.outer_level.outer_loss is not None
+            ),
         )
 
     def begin(self, model: keras.Model, owners: list) -> None:
@@ -167,11 +172,13 @@ class ChainsApart:
 
         if model.run_eagerly:
             return run_chain
-        return tf.function(run_chain, autograph=False)
+        # Batches may differ in length from chain to chain.
+        return tf.function(run_chain, autograph=False, reduce_retracing=True)
 
     def draw(self) -> None:
         """Starts to draw batches, from where the last chain ended."""
         first = int(self.outer_level.iterations.numpy())
+        self._num_drawn = 0
         # Pairs of stacked inner and outer batches, or the outer ones alone.
         self.batches = iter(
             self.placement.chains(
@@ -184,17 +191,12 @@ class ChainsApart:
         """One chain, and one step with the hyperparameters.
 
         Raises:
-            RuntimeError: If the outer data have come to their end, or if too
-                many updates in a row were skipped.
+            ValueError: If the data have come to their end.
+            RuntimeError: If too many updates in a row were skipped.
         """
-        batches = next(self.batches, None)
-        if batches is None:
-            raise RuntimeError(
-                "`outer_data` must last until training ends. Received: a "
-                f"generator that ended after "
-                f"{int(self.outer_level.iterations.numpy())} chains. Let it go "
-                "on, or pass arrays or a dataset."
-            )
+        with self.data.explains_its_end(lambda: self._num_drawn):
+            batches = next(self.batches)
+        self._num_drawn += 1
         if self.needs_recording:
             batches = self.recent.stacked(self.num_steps), *batches
         self._run(*batches)

@@ -7,15 +7,19 @@ last examples of one pass and the first of the next, so all have one size.
 """
 
 import itertools
+import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_hposgld.data.batches import as_tuples
+from keras_hposgld.data import padding
 from keras_hposgld.data.batches import checked_batch_size
-from keras_hposgld.data.batches import open_spec
 from keras_hposgld.data.batches import order_of_pass
+from keras_hposgld.data.elements import as_batch
+from keras_hposgld.data.elements import as_tuples
+from keras_hposgld.data.elements import flat
+from keras_hposgld.data.elements import packed
 from keras_hposgld.data.level import Level
 
 
@@ -24,25 +28,25 @@ class ArrayData(Level):
 
     Args:
         name: What the user calls this data, for messages.
-        examples: Tuple `(x, y)` or `(x, y, sample_weight)` of structures of
-            arrays with one length.
+        examples: Tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)` of
+            structures of arrays with one length, or of `None`.
         batch_size: Integer or `None` for 32; a batch is never larger than the
             data.
         shuffle: Whether the order changes from pass to pass.
         seed: Integer.
+        inputs: See `elements.inputs_of`.
 
     Raises:
         ValueError: If there are no examples, or the lengths differ.
     """
 
-    def __init__(self, name, examples, batch_size, shuffle=True, seed=0):
+    def __init__(
+        self, name, examples, batch_size, shuffle=True, seed=0, inputs=None
+    ):
         self.name = name
-        self.examples = as_tuples(
-            keras.tree.map_structure(_as_tensor, examples)
-        )
-        lengths = {
-            int(tensor.shape[0]) for tensor in tf.nest.flatten(self.examples)
-        }
+        examples = keras.tree.map_structure(_as_tensor, examples)
+        self.examples = as_batch(name, as_tuples(examples), needs_targets=False)
+        lengths = {int(tensor.shape[0]) for tensor in flat(self.examples)}
         if len(lengths) != 1:
             raise ValueError(
                 f"The arrays of `{name}` must have one length. "
@@ -57,58 +61,66 @@ class ArrayData(Level):
         self.batch_size = min(checked_batch_size(batch_size), self.num_examples)
         self.shuffle = shuffle
         self.seed = seed
+        self.shapes = padding.open_shapes([self.examples], inputs)
 
     @property
     def batches_per_pass(self) -> float:
         return self.num_examples / self.batch_size
 
-    @property
-    def spec(self):
-        return open_spec(self.examples)
+    def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
+        # Drawn by the number of the chain: `first()`, `first() + 1`, ...
+        del keeps_lengths  # all batches have one length
+        shape = (num_steps, self.batch_size)
+        order = (self.num_examples, self.shuffle, self.seed)
+
+        def draw():  # which TensorFlow keeps for ever, but not the data
+            for chain in itertools.count(first()):
+                yield drawn_indices(chain, shape, order)
+
+        indices = tf.data.Dataset.from_generator(
+            draw, output_signature=tf.TensorSpec(shape, tf.int64)
+        )
+        # As elements: what a function captures, TensorFlow frees late.
+        tensors = tf.data.Dataset.from_tensors(tuple(flat(self.examples)))
+        like = packed(self.examples, map(str, self.shapes))
+
+        def chain(index, tensors):
+            rows = [tf.gather(tensor, index) for tensor in tensors]
+            return tf.data.Dataset.from_tensors(packed(like, rows))
+
+        # Not `map`: tf.data would make several chains at a time.
+        return tf.data.Dataset.zip((indices, tensors.repeat())).flat_map(chain)
 
     def first_batch(self):
         return tf.nest.map_structure(
-            lambda x: x[: self.batch_size], self.examples
+            lambda x: None if x is None else x[: self.batch_size],
+            self.examples,
         )
 
-    def chains(self, num_steps, first=lambda: 0):
-        # Drawn by the number of the chain: `first()`, `first() + 1`, ...
 
-        def draw():
-            for chain in itertools.count(first()):
-                yield self._indices(chain * num_steps, num_steps)
+def drawn_indices(chain: int, shape: tuple, order: tuple) -> np.ndarray:
+    """The indices of the examples of one chain.
 
-        indices = tf.data.Dataset.from_generator(
-            draw,
-            output_signature=tf.TensorSpec(
-                (num_steps, self.batch_size), tf.int64
-            ),
-        )
+    Args:
+        chain: Integer, the number of the chain.
+        shape: The number of batches in a chain, and of examples in a batch.
+        order: The number of examples, whether they are shuffled, the seed.
 
-        def chain(index):
-            return tf.data.Dataset.from_tensors(
-                tf.nest.map_structure(
-                    lambda x: tf.gather(x, index), self.examples
-                )
-            )
-
-        # Not `map`: tf.data would make several chains at a time.
-        return indices.flat_map(chain)
-
-    def _indices(self, first_batch, num_batches):
-        position = first_batch * self.batch_size
-        missing = num_batches * self.batch_size
-        drawn = []
-        while missing:
-            number, offset = divmod(position, self.num_examples)
-            order = order_of_pass(
-                self.num_examples, self.shuffle, self.seed, number
-            )
-            part = order[offset : offset + missing]
-            drawn.append(part)
-            position += len(part)
-            missing -= len(part)
-        return np.concatenate(drawn).reshape(num_batches, self.batch_size)
+    Returns:
+        Integer array of that shape.
+    """
+    length, shuffle, seed = order
+    missing = math.prod(shape)
+    position = chain * missing
+    drawn = []
+    while missing:
+        number, offset = divmod(position, length)
+        pass_order = order_of_pass(length, shuffle, seed, number)
+        part = pass_order[offset : offset + missing]
+        drawn.append(part)
+        position += len(part)
+        missing -= len(part)
+    return np.concatenate(drawn).reshape(shape)
 
 
 def as_arrays(structure):
@@ -120,6 +132,8 @@ def as_arrays(structure):
 
 
 def _as_tensor(array):
+    if array is None or isinstance(array, tf.RaggedTensor | tf.SparseTensor):
+        return array  # the latter is refused later
     tensor = tf.convert_to_tensor(array)
     if tensor.dtype.is_floating:
         tensor = tf.cast(tensor, keras.config.floatx())

@@ -1,7 +1,10 @@
 """The data of one `fit`: from a user's arguments to stacked batches."""
 
+import contextlib
 import math
+import warnings
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -9,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.elements import flat
 from keras_hposgld.data.examples import check_indices
 from keras_hposgld.data.examples import check_splits
 from keras_hposgld.data.examples import split_off
@@ -49,6 +53,7 @@ class FitData:
         example_weights: Any = None,
         class_weight: dict | None = None,
         seed: int = 0,
+        needs_targets: tuple[bool, bool] = (True, True),
         **arguments: Any,
     ) -> "FitData":
         """Reads the data arguments of `BilevelModel.fit`, see there.
@@ -57,7 +62,8 @@ class FitData:
             examples: Tuple `(x, y, sample_weight)` of the training data.
             example_weights: `ExampleWeights` or `None`. With it, the third
                 part of an inner batch are the indices of its examples.
-            **arguments: `batch_size`, `shuffle` and `input_ranks`, as in
+            needs_targets: Whether the inner and the outer objective do.
+            **arguments: `batch_size`, `shuffle` and `inputs`, as in
                 `level_data`.
 
         Raises:
@@ -65,36 +71,22 @@ class FitData:
                 another structure than the training data; if an argument does
                 not go with a kind of data.
         """
-        examples = as_arrays(examples)
-        check_splits(
-            examples,
-            validation_split=validation_split,
-            outer_split=outer_split,
+        examples, outer_data, validation_data = _split(
+            as_arrays(examples),
+            outer_data,
+            outer_split,
+            validation_data,
+            validation_split,
         )
-        if validation_split and validation_data is None:
-            examples, validation_data = split_off(
-                examples, validation_split, "validation_split"
-            )
-        if outer_split:
-            if outer_data is not None:
-                raise ValueError(
-                    "`outer_data` and `outer_split` exclude each other. "
-                    f"Received: both, outer_split={outer_split}."
-                )
-            examples, outer_data = split_off(
-                examples, outer_split, "outer_split"
-            )
-        if outer_data is None:
-            raise ValueError(
-                "`outer_data` must be given: the hyperparameters are learned "
-                "on examples that the weights are not trained on. "
-                "Received: outer_data=None. Pass `outer_data=(x, y)` or "
-                "`outer_split=0.2`."
-            )
         if example_weights is not None:
             examples = with_indices(examples, example_weights.num_examples)
         inner = level_data(
-            "x", *examples, class_weight=class_weight, seed=seed, **arguments
+            "x",
+            *examples,
+            class_weight=class_weight,
+            seed=seed,
+            needs_targets=needs_targets[0],
+            **arguments,
         )
         if example_weights is not None:
             check_indices(inner)
@@ -108,6 +100,7 @@ class FitData:
             batch_size=outer_batch_size,
             default_batch_size=default_batch_size,
             seed=seed + 1,
+            needs_targets=needs_targets[1],
             **arguments,
         )
         return cls([inner, outer], validation_data)
@@ -122,20 +115,69 @@ class FitData:
         return self.levels[0].first_batch()
 
     def chains(
-        self, num_steps: int, first: Callable[[], int]
+        self,
+        num_steps: int,
+        first: Callable[[], int],
+        keeps_lengths: bool = True,
     ) -> tf.data.Dataset:
         """Dataset of tuples: the stacked batches of one chain, a level each.
 
         While a chain is sampled the batches of the next one are made, and no
-        more: those of a long chain take a lot of memory.
+        more: those of a long chain take a lot of memory. This object has to
+        be kept as long as chains are drawn.
 
         Args:
             num_steps: Integer, the length of a chain.
             first: Function that returns the number of chains drawn before. It
-                is called when the dataset is iterated over.
+                is called when the dataset is iterated over. TensorFlow keeps
+                it for ever, so it must not hold anything large.
+            keeps_lengths: Whether batches of different length are cut back to
+                their own when they are used, which XLA cannot do.
         """
-        stacked = tuple(level.chains(num_steps, first) for level in self.levels)
+        if not keeps_lengths:
+            self._warn_of_padding()
+        stacked = tuple(
+            level.chains(num_steps, first, keeps_lengths)
+            for level in self.levels
+        )
         return tf.data.Dataset.zip(stacked).prefetch(1)
+
+    def _warn_of_padding(self):
+        for level in self.levels:
+            if getattr(level, "varies", False):
+                warnings.warn(
+                    f"The batches of `{level.name}` may differ in length. "
+                    "Compiled by XLA, those of a chain are filled up with "
+                    "zeros to one length, which the model has to mask. "
+                    "`jit_compile=False` takes each at its own length.",
+                    stacklevel=2,
+                )
+
+    @contextlib.contextmanager
+    def explains_its_end(self, count: Callable[[], int]) -> Iterator[None]:
+        """Says which data came to an end, where TensorFlow has an error.
+
+        Args:
+            count: Function to the number of chains that were drawn.
+
+        Raises:
+            RuntimeError: If data ended.
+            ValueError: If a batch was not like the first one.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            for level in self.levels:
+                if level.fault is not None:
+                    raise ValueError(level.fault) from error
+                if level.end_mark() in str(error):
+                    raise RuntimeError(
+                        f"`{level.name}` must last until training ends. "
+                        "Received: a generator or dataset that ended after "
+                        f"{count()} chains. Let it go on, or pass arrays or a "
+                        "dataset that can be read again."
+                    ) from error
+            raise
 
     def chains_per_epoch(self, num_steps: int) -> int:
         """How many chains see the inner data once, rounded up.
@@ -153,5 +195,39 @@ class FitData:
 
     def bytes_of(self, num_steps: int) -> int:
         """The bytes of the batches of two chains: of one, and of the next."""
-        first = tf.nest.flatten([level.first_batch() for level in self.levels])
+        first = flat([level.first_batch() for level in self.levels])
         return 2 * num_steps * sum(np.asarray(part).nbytes for part in first)
+
+
+def _split(
+    examples, outer_data, outer_split, validation_data, validation_split
+):
+    """Cuts off the outer and the validation data, where asked for.
+
+    Returns:
+        The training examples, the outer and the validation data.
+    """
+    check_splits(
+        examples,
+        validation_split=validation_split,
+        outer_split=outer_split,
+    )
+    if validation_split and validation_data is None:
+        examples, validation_data = split_off(
+            examples, validation_split, "validation_split"
+        )
+    if outer_split:
+        if outer_data is not None:
+            raise ValueError(
+                "`outer_data` and `outer_split` exclude each other. "
+                f"Received: both, outer_split={outer_split}."
+            )
+        examples, outer_data = split_off(examples, outer_split, "outer_split")
+    if outer_data is None:
+        raise ValueError(
+            "`outer_data` must be given: the hyperparameters are learned "
+            "on examples that the weights are not trained on. "
+            "Received: outer_data=None. Pass `outer_data=(x, y)` or "
+            "`outer_split=0.2`."
+        )
+    return examples, outer_data, validation_data

@@ -18,14 +18,6 @@ def yields_batches(x) -> bool:
     return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
 
 
-def input_ranks_of(model: keras.Model) -> list[int] | None:
-    """The ranks of a model's inputs, the batch counted, where it has any."""
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        return None
-    return [len(tensor.shape) for tensor in keras.tree.flatten(inputs)]
-
-
 def level_data(
     name,
     x,
@@ -36,8 +28,9 @@ def level_data(
     default_batch_size=None,
     shuffle=True,
     seed=0,
-    input_ranks=None,
+    inputs=None,
     class_weight=None,
+    needs_targets=True,
 ) -> Level:
     """One level of data, from what a Keras user passes to `fit`.
 
@@ -51,24 +44,25 @@ def level_data(
             `batch_size` is `None`.
         shuffle: Whether what can be drawn in any order is.
         seed: Integer.
-        input_ranks: See `StreamData`.
+        inputs: See `elements.inputs_of`.
         class_weight: See `with_class_weights`.
+        needs_targets: As in `elements.as_batch`.
 
     Raises:
         ValueError: If an argument does not go with the kind of data, if
             targets are missing, or for the reasons that the classes name.
     """
     if not yields_batches(x):
-        if x is None or y is None:
+        if x is None or (y is None and needs_targets):
             raise ValueError(
                 f"`{name}` must consist of inputs and targets. Received: "
                 f"x={'None' if x is None else 'given'}, "
-                f"y={'None' if y is None else 'given'}."
+                f"y={'None' if y is None else 'given'}. (Only a model that is "
+                "compiled without a loss, and adds its own, needs no targets.)"
             )
-        batch = with_class_weights((x, y, sample_weight), class_weight)
-        examples = batch if batch[2] is not None else batch[:2]
+        examples = with_class_weights((x, y, sample_weight), class_weight)
         size = default_batch_size if batch_size is None else batch_size
-        return ArrayData(name, examples, size, shuffle, seed)
+        return ArrayData(name, examples, size, shuffle, seed, inputs)
 
     def weighted(*batch):
         return with_class_weights(batch, class_weight)
@@ -90,36 +84,42 @@ def level_data(
             name,
             x,
             batch_size,
-            input_ranks,
+            inputs,
             default_batch_size=default_batch_size,
             prepare=None if class_weight is None else weighted,
+            needs_targets=needs_targets,
         )
+    how = dict(
+        prepare=lambda batch: weighted(*batch),
+        inputs=inputs,
+        needs_targets=needs_targets,
+    )
     if isinstance(x, keras.utils.PyDataset):
-        return SequenceData(name, x, shuffle, seed, lambda b: weighted(*b))
-    return GeneratorData(name, x, lambda b: weighted(*b))
+        return SequenceData(name, x, shuffle, seed, **how)
+    return GeneratorData(name, x, **how)
 
 
 def with_class_weights(batch: tuple, class_weight: dict | None) -> tuple:
     """Adds one weight per example to `(x, y)`, from a weight per class.
 
     Args:
-        batch: Tuple of inputs, targets and, maybe, `None`. Targets are integer
-            classes, `(n,)` or `(n, 1)`, or one-hot, `(n, k)`.
+        batch: Tuple of inputs and, maybe, targets and `None`. Targets are
+            integer classes, `(n,)` or `(n, 1)`, or one-hot, `(n, k)`.
         class_weight: Dictionary from class to weight, 1 where it has none; or
             `None`, which changes nothing.
 
     Raises:
-        ValueError: If there are sample weights already, or several targets.
+        ValueError: If there are sample weights already, no targets, or several.
     """
     if class_weight is None:
         return batch
-    x, y, *sample_weight = batch
-    if sample_weight and sample_weight[0] is not None:
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if sample_weight is not None:
         raise ValueError(
             "`class_weight` and `sample_weight` exclude each other. "
             "Received: both."
         )
-    if isinstance(y, dict | list | tuple):
+    if y is None or isinstance(y, dict | list | tuple):
         raise ValueError(
             "`class_weight` needs one array of targets. "
             f"Received: targets of type {type(y).__name__}. Pass "

@@ -2,6 +2,10 @@
 
 One outer iteration takes as many inner batches, and as many outer batches, as
 its chain has steps. A level of data hands them out stacked, chain by chain.
+
+TensorFlow keeps the Python functions of a dataset for ever. Those of a level
+hold numbers, or the level by a weak reference: it has to be kept as long as
+its chains are drawn.
 """
 
 import abc
@@ -10,6 +14,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_hposgld.data.elements import flat
+from keras_hposgld.data.elements import packed
+
 
 class Level(abc.ABC):
     """The data of one level.
@@ -17,15 +24,27 @@ class Level(abc.ABC):
     Attributes:
         name: What the user calls this data, for messages.
         batch_size: Integer, the examples of a batch.
+        shapes: List of tuples: the shapes of the tensors of a batch, in the
+            order of `tf.nest.flatten`, with `None` where batches may differ.
+        fault: String: why the data cannot go on; `None` where they can.
     """
 
     name: str
     batch_size: int
+    shapes: list[tuple]
+    fault: str | None = None
 
     @property
-    @abc.abstractmethod
     def spec(self) -> Any:
         """Structure of `tf.TensorSpec`s of a batch, its length left open."""
+        first = self.first_batch()
+        return packed(
+            first,
+            [
+                tf.TensorSpec(shape, part.dtype)
+                for part, shape in zip(flat(first), self.shapes, strict=True)
+            ],
+        )
 
     @property
     @abc.abstractmethod
@@ -38,7 +57,10 @@ class Level(abc.ABC):
 
     @abc.abstractmethod
     def chains(
-        self, num_steps: int, first: Callable[[], int] = lambda: 0
+        self,
+        num_steps: int,
+        first: Callable[[], int] = lambda: 0,
+        keeps_lengths: bool = True,
     ) -> tf.data.Dataset:
         """Batches on a new leading axis, for one chain after the other.
 
@@ -47,7 +69,13 @@ class Level(abc.ABC):
             first: Function that returns how many chains were drawn before. It
                 is called when the dataset is iterated over. Data without an
                 order of their own follow it; others begin at their beginning.
+            keeps_lengths: Whether batches of different length come as
+                `padding.Padded`, not as the padded tensors alone.
         """
+
+    def end_mark(self) -> str:
+        """What TensorFlow's error says where these data have ended."""
+        return f"`{self.name}` has ended"
 
 
 def check_same_structure(training: Level, outer: Level) -> None:
@@ -75,7 +103,11 @@ def _is_alike(a, b, any_number):
     except (TypeError, ValueError):
         return False
     return all(
-        s.shape.as_list() == t.shape.as_list()
-        and (any_number or s.dtype.is_floating == t.dtype.is_floating)
+        (s is None) == (t is None)
+        and (
+            s is None
+            or s.shape.is_compatible_with(t.shape)
+            and (any_number or s.dtype.is_floating == t.dtype.is_floating)
+        )
         for s, t in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True)
     )

@@ -7,6 +7,8 @@ import warnings
 import tensorflow as tf
 
 from keras_hposgld.data import batches
+from keras_hposgld.data.elements import as_batch
+from keras_hposgld.data.elements import length_of
 
 
 class SequenceData(batches.BatchedData):
@@ -23,13 +25,22 @@ class SequenceData(batches.BatchedData):
         shuffle: Whether the order of the batches changes from pass to pass.
         seed: Integer.
         prepare: Function applied to each batch.
+        inputs: See `elements.inputs_of`.
+        needs_targets: As in `elements.as_batch`.
 
     Raises:
         ValueError: If it is empty, or gives something else than batches.
     """
 
     def __init__(
-        self, name, sequence, shuffle=True, seed=0, prepare=lambda batch: batch
+        self,
+        name,
+        sequence,
+        shuffle=True,
+        seed=0,
+        prepare=lambda batch: batch,
+        inputs=None,
+        needs_targets=True,
     ):
         if sequence.use_multiprocessing:
             warnings.warn(
@@ -37,8 +48,10 @@ class SequenceData(batches.BatchedData):
                 f"read by {sequence.workers} threads instead.",
                 stacklevel=2,
             )
+        self.name = name
         self.sequence = sequence
         self.prepare = prepare
+        self.needs_targets = needs_targets
         self.shuffle = shuffle
         self.seed = seed
         self._length = sequence.num_batches  # None: it never ends
@@ -47,14 +60,15 @@ class SequenceData(batches.BatchedData):
                 f"`{name}` must hold at least one batch. "
                 "Received: a `PyDataset` of length 0."
             )
-        super().__init__(name, self._read(0))
-        last = self._first
+        seen = [self._read(0)]
         if self._length is not None and self._length > 1:
-            last = self._read(self._length - 1)  # which may be shorter
-        self._last_size = batches.length_of(name, last)
+            seen.append(self._read(self._length - 1))  # which may be shorter
+        self._last_size = length_of(name, seen[-1])
+        super().__init__(name, seen, inputs)
 
     def _read(self, index):
-        return self.prepare(batches.standardized(self.sequence[int(index)]))
+        batch = batches.standardized(self.sequence[int(index)])
+        return self.prepare(as_batch(self.name, batch, self.needs_targets))
 
     @property
     def batches_per_pass(self) -> float:
@@ -62,25 +76,24 @@ class SequenceData(batches.BatchedData):
             return math.inf
         return self._length - 1 + self._last_size / self.batch_size
 
-    def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
+    def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
         """Stacked batches for chain number `first()`, `first() + 1`, ..."""
-        spec = tf.nest.flatten(self.spec)
-
-        def read(index, offset):
-            arrays = tf.nest.flatten(self._read(index))
-            return [array[offset:] for array in arrays]
+        specs = self.flat_spec
+        read = batches.weakly(self._tensors)
+        positions_from = batches.weakly(self._positions)
+        examples_per_chain = num_steps * self.batch_size
 
         def load(index, offset):
-            flat = tf.numpy_function(
-                read, [index, offset], [s.dtype for s in spec]
+            tensors = tf.numpy_function(
+                read, [index, offset], [spec.dtype for spec in specs]
             )
-            for tensor, s in zip(flat, spec, strict=True):
-                tensor.set_shape(s.shape)
-            return tf.nest.pack_sequence_as(self.spec, flat)
+            for tensor, spec in zip(tensors, specs, strict=True):
+                tensor.set_shape(spec.shape)
+            return tuple(tensors)
 
         position = tf.TensorSpec((), tf.int64)
         positions = tf.data.Dataset.from_generator(
-            lambda: self._positions(first() * num_steps * self.batch_size),
+            lambda: positions_from(first() * examples_per_chain),
             output_signature=(position, position),
         )
         read_batches = positions.map(
@@ -88,7 +101,12 @@ class SequenceData(batches.BatchedData):
             num_parallel_calls=max(self.sequence.workers, 1),
             deterministic=True,
         )
-        return batches.stack(read_batches, self.batch_size, num_steps)
+        return self.stacked(
+            read_batches, num_steps, keeps_lengths, may_end=False
+        )
+
+    def _tensors(self, index, offset):
+        return [part[offset:] for part in self.checked(self._read(index))]
 
     def _positions(self, num_seen):
         """Which batch comes next, and how many of its examples were seen."""

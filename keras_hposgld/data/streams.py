@@ -2,10 +2,20 @@
 
 import itertools
 import math
+import time
 
 import tensorflow as tf
 
 from keras_hposgld.data import batches
+from keras_hposgld.data.elements import as_batch
+from keras_hposgld.data.elements import flat
+from keras_hposgld.data.elements import is_batch
+from keras_hposgld.data.elements import length_of
+from keras_hposgld.data.elements import packed
+
+# How long the batches of a dataset may be counted. One that has no end must
+# not be counted for ever, and nobody waits longer without a word.
+COUNTING_SECONDS = 10.0
 
 
 class StreamData(batches.BatchedData):
@@ -13,18 +23,20 @@ class StreamData(batches.BatchedData):
 
     Args:
         name: What the user calls this data, for messages.
-        dataset: Dataset of batches `(x, y)` or `(x, y, sample_weight)`, or of
-            single examples.
+        dataset: Dataset of batches `(x,)`, `(x, y)` or `(x, y,
+            sample_weight)`, or of single examples.
         batch_size: Integer, for a dataset of single examples.
-        default_batch_size: Likewise, where none is given; `None` for 32.
-        input_ranks: List of integers, the ranks of the model's inputs, or
-            `None` where they are not known yet: tells batches and examples
-            apart where the shapes of the elements do not.
+        inputs: See `elements.inputs_of`: tells batches and examples apart
+            where the shapes of the elements do not.
+        default_batch_size: Integer, for single examples where `batch_size` is
+            not given; `None` for 32.
         prepare: Function of the parts of a batch, applied to each batch.
+        needs_targets: As in `elements.as_batch`.
 
     Raises:
         ValueError: If the dataset is empty, if its elements are neither
-            batches nor examples, or if `batch_size` is given for batches.
+            batches nor examples, or may be both, or if `batch_size` is given
+            for batches.
     """
 
     def __init__(
@@ -32,64 +44,105 @@ class StreamData(batches.BatchedData):
         name,
         dataset,
         batch_size=None,
-        input_ranks=None,
+        inputs=None,
         *,
         default_batch_size=None,
         prepare=None,
+        needs_targets=True,
     ):
-        first = next(iter(dataset), None)
-        if first is None:
+        element = next(iter(dataset), None)
+        if element is None:
             raise ValueError(
                 f"`{name}` must hold at least one batch. "
                 "Received: an empty dataset."
             )
-        batches.check_element(name, first)
-        if not is_batch(first, input_ranks):
-            dataset = dataset.batch(
+        first = as_batch(name, element, needs_targets)
+        spec = as_batch(name, dataset.element_spec, needs_targets=False)
+        spec = spec[: len(first)]
+        if not is_batch(name, first, spec, inputs, batch_size is not None):
+            dataset = _batched(
+                dataset,
+                spec,
                 batches.checked_batch_size(
                     default_batch_size if batch_size is None else batch_size
-                )
+                ),
             )
-            first = next(iter(dataset))
+            first = as_batch(name, next(iter(dataset)), needs_targets)
+            spec = dataset.element_spec
+            spec = as_batch(name, spec, needs_targets=False)[: len(first)]
         elif batch_size is not None:
             raise ValueError(
                 f"`batch_size` cannot be given where `{name}` is a "
                 f"`tf.data.Dataset` of batches. Received: {batch_size}, and "
-                f"batches of {batches.length_of(name, first)}. Leave it out, "
+                f"batches of {length_of(name, first)}. Leave it out, "
                 "or pass a dataset of single examples."
             )
-        if prepare is not None:
-            dataset, first = dataset.map(prepare), prepare(*first)
+        super().__init__(name, [first], inputs, spec)
         self.dataset = dataset
-        super().__init__(name, first)
+        self._prepare = prepare
+        self._element_shapes = self.shapes
+        if prepare is not None:
+            # It needs to know the targets' shape, and adds weights of one axis.
+            number = len(flat(first[0]))
+            self._element_shapes = self.shapes[:number] + [
+                (None, *part.shape[1:]) for part in flat(first)[number:]
+            ]
+            self.shapes = [*self._element_shapes, (None,)]
+            self._first = prepare(*first)
 
     @property
     def batches_per_pass(self) -> float:
-        """Number of batches in the dataset; infinity where it never ends."""
+        """Number of batches in the dataset; infinity where it never ends.
+
+        Raises:
+            ValueError: If it has to be counted, and that takes too long.
+        """
         cardinality = int(self.dataset.cardinality())
         if cardinality == tf.data.INFINITE_CARDINALITY:
             return math.inf
         if cardinality == tf.data.UNKNOWN_CARDINALITY:
-            return float(self.dataset.reduce(0, lambda n, _: n + 1))
+            return float(self._counted())
         return float(cardinality)
 
-    def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
+    def _counted(self):
+        deadline = time.monotonic() + COUNTING_SECONDS
+        number = 0
+        for _ in self.dataset.map(lambda *_: 0):
+            number += 1
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    "`steps_per_epoch` must be given for a dataset that does "
+                    "not know its length, such as one from a generator. "
+                    f"Received: steps_per_epoch=None; `{self.name}` had no "
+                    f"end after {number} batches, {COUNTING_SECONDS:.0f} s of "
+                    "counting. It counts outer iterations. Or use "
+                    "`tf.data.experimental.assert_cardinality`."
+                )
+        return number
+
+    def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
         """Stacked batches for one chain after the other.
 
         The dataset is read from its beginning, whatever `first` is. Batches
         are cut anew across passes, so that a short last one does no harm.
         """
         del first
+        name, shapes, prepare = self.name, self._element_shapes, self._prepare
 
-        def with_rank(*batch):
+        def flattened(*element):
+            # A dataset of inputs alone passes them as one argument.
+            batch = as_batch(name, element, needs_targets=False)
             # A generator may not say what its elements look like.
-            def known(tensor, like):
-                return tf.ensure_shape(tensor, [None, *like.shape[1:]])
+            tensors = [
+                tf.ensure_shape(tensor, shape)
+                for tensor, shape in zip(flat(batch), shapes, strict=True)
+            ]
+            if prepare is not None:
+                tensors = flat(prepare(*packed(batch, tensors)))
+            return tuple(tensors)
 
-            return tf.nest.map_structure(known, batch, self._first)
-
-        repeated = self.dataset.map(with_rank).repeat()
-        return batches.stack(repeated, self.batch_size, num_steps)
+        repeated = self.dataset.map(flattened).repeat()
+        return self.stacked(repeated, num_steps, keeps_lengths)
 
 
 class GeneratorData(batches.BatchedData):
@@ -97,8 +150,11 @@ class GeneratorData(batches.BatchedData):
 
     Args:
         name: What the user calls this data, for messages.
-        generator: Iterator of batches `(x, y)` or `(x, y, sample_weight)`.
+        generator: Iterator of batches `(x,)`, `(x, y)` or `(x, y,
+            sample_weight)`.
         prepare: Function applied to each batch.
+        inputs: See `elements.inputs_of`.
+        needs_targets: As in `elements.as_batch`.
 
     Raises:
         ValueError: If it yields nothing, or something else than batches.
@@ -106,37 +162,50 @@ class GeneratorData(batches.BatchedData):
 
     batches_per_pass = math.inf
 
-    def __init__(self, name, generator, prepare=lambda batch: batch):
-        generator = map(
-            lambda batch: prepare(batches.standardized(batch)), generator
-        )
-        first = next(generator, None)
-        if first is None:
+    def __init__(
+        self,
+        name,
+        generator,
+        prepare=lambda batch: batch,
+        inputs=None,
+        needs_targets=True,
+    ):
+        def read(element):
+            batch = batches.standardized(element)
+            return prepare(as_batch(name, batch, needs_targets))
+
+        following = map(read, generator)
+        seen = list(itertools.islice(following, 2))
+        if not seen:
             raise ValueError(
                 f"`{name}` must yield at least one batch. "
                 "Received: a generator with nothing (left) in it."
             )
-        super().__init__(name, first)
-        self._generator = itertools.chain([first], generator)
+        for batch in seen:
+            length_of(name, batch)
+        super().__init__(name, seen, inputs)
+        self._generator = itertools.chain(seen, following)
 
-    def chains(self, num_steps: int, first=lambda: 0) -> tf.data.Dataset:
+    def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
         """Stacked batches for one chain after the other, until it ends."""
         del first
         read = tf.data.Dataset.from_generator(
-            lambda: self._generator, output_signature=self.spec
+            batches.weakly(self._tensors), output_signature=self.flat_spec
         )
-        return batches.stack(read, self.batch_size, num_steps)
+        return self.stacked(read, num_steps, keeps_lengths)
+
+    def _tensors(self):
+        for batch in self._generator:
+            yield self.checked(batch)
 
 
-def is_batch(element: tuple, input_ranks: list[int] | None = None) -> bool:
-    """Whether an element of a dataset is a batch, not a single example.
-
-    Args:
-        element: Tuple whose first entry are the inputs.
-        input_ranks: See `StreamData`.
-    """
-    shapes = [tuple(tensor.shape) for tensor in tf.nest.flatten(element)]
-    if () in shapes or len({shape[0] for shape in shapes}) != 1:
-        return False
-    ranks = [len(tensor.shape) for tensor in tf.nest.flatten(element[0])]
-    return ranks != [rank - 1 for rank in input_ranks or ()]
+def _batched(examples, spec, batch_size):
+    """Batches of single examples, filled up with zeros to one length."""
+    parts = tf.nest.flatten(spec)
+    if all(
+        part.shape.is_fully_defined() or part.shape.rank is None
+        for part in parts
+        if isinstance(part, tf.TensorSpec)
+    ):
+        return examples.batch(batch_size)
+    return examples.padded_batch(batch_size)

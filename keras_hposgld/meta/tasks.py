@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_hposgld.data.batches import check_element
+from keras_hposgld.data.elements import as_batch
 from keras_hposgld.training.placement.on_replica import replica_number
 
 # How many tasks of a meta-batch may be computed at a time: each in flight
@@ -34,7 +34,7 @@ def check_meta_batches(name: str, tasks: Any) -> None:
             f"((x_support, y_support), (x_query, y_query)). Received: {spec}."
         )
     for part in spec:
-        check_element(name, part)
+        as_batch(name, part)
 
 
 def over_tasks(function: Callable, tasks: Any, zeros: Any, spec: Any) -> tuple:

@@ -57,6 +57,11 @@ class BilevelLearner(Learner):
     def _prepare(self):
         self._steps.prepare()
 
+    def _needs_targets(self):
+        """Whether the inner and the outer objective take targets."""
+        has_loss = self.plain_compile_arguments()["loss"] is not None
+        return has_loss, has_loss or self.outer_level.outer_loss is not None
+
     def _weigh(self, sample_weight):
         if self.example_weights is None:
             return sample_weight

@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from keras_hposgld.core.gauss_newton import mark_predictions
 from keras_hposgld.core.problem import BilevelProblem
+from keras_hposgld.data.padding import unpadded
 from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.discovery import not_owned
 from keras_hposgld.training.overrides import compute_loss
@@ -112,7 +113,9 @@ class KerasProblem(BilevelProblem):
         )
 
     def _inner(self, hyperparameters, params, batch, carry):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
+            unpadded(batch)
+        )
         with self._scope(hyperparameters, params, carry) as scope:
             sample_weight = self.weigh(sample_weight)
             given = [scope.get_current_value(w) for w in self.weights]
@@ -153,7 +156,9 @@ class KerasProblem(BilevelProblem):
             ]
 
     def _outer(self, hyperparameters, params, batch, carry):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
+            unpadded(batch)
+        )
         with self._scope(hyperparameters, params, carry):
             y_pred = self.trainer(x, training=False)
             return local_loss(self.outer_loss(y, y_pred, sample_weight))

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_hposgld.data import arrays
 from keras_hposgld.data.arrays import ArrayData
+from keras_hposgld.data.arrays import drawn_indices
+from keras_hposgld.data.elements import is_batch
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.kinds import with_class_weights
 from keras_hposgld.data.sequences import SequenceData
 from keras_hposgld.data.streams import GeneratorData
-from keras_hposgld.data.streams import is_batch
 from keras_hposgld.data.streams import StreamData
 
 
@@ -56,27 +58,21 @@ def test_inputs_and_targets_stay_together():
         np.testing.assert_array_equal(x, -y)
 
 
-def counting(level, read):
-    """Lets a level of arrays write down the chains that it draws."""
-    indices = level._indices
-
-    def draw(first_batch, num_batches):
-        read.append(first_batch)
-        return indices(first_batch, num_batches)
-
-    level._indices = draw
-    return level
-
-
-def test_one_chain_of_arrays_is_made_ahead_and_no_more():
+def test_one_chain_of_arrays_is_made_ahead_and_no_more(monkeypatch):
     read = []
-    level = counting(numbered(10, shuffle=False, batch_size=2), read)
+
+    def counting(chain, *arguments):
+        read.append(chain)
+        return drawn_indices(chain, *arguments)
+
+    monkeypatch.setattr(arrays, "drawn_indices", counting)
+    level = numbered(10, shuffle=False, batch_size=2)
     iterator = iter(FitData([level]).chains(5, lambda: 0))
     for _ in range(3):
         ((x, _),) = next(iterator)
         np.testing.assert_array_equal(x, np.arange(10).reshape(5, 2))
     time.sleep(0.5)  # for what is made meanwhile
-    assert read == [0, 5, 10, 15]
+    assert read == [0, 1, 2, 3]
 
 
 def test_one_chain_of_a_generator_is_made_ahead_and_no_more():
@@ -210,40 +206,84 @@ def test_generator_is_read_once_and_to_its_end():
     np.testing.assert_array_equal(data.first_batch()[0], [0, 0])
     first = drawn(data, num_steps=3, num_chains=1)
     np.testing.assert_array_equal(first[0, :, 0], range(3))
-    assert drawn(GeneratorData("x", iter([(X, Y)] * 7)), 3, 9).shape[0] == 2
+    data = GeneratorData("x", iter([(X, Y)] * 7))
+    assert drawn(data, num_steps=3, num_chains=2).shape[0] == 2
     with pytest.raises(ValueError, match="must yield at least one batch"):
         GeneratorData("x", iter([]))
 
 
+def inputs_like(*shapes, names="abcd"):
+    return [
+        keras.Input(shape, name=name)
+        for shape, name in zip(shapes, names, strict=False)
+    ]
+
+
 @pytest.mark.parametrize(
-    "x, y, input_ranks, expected",
+    "x, y, shapes, expected",
     [
         (np.ones((5, 2)), np.ones(5), None, True),
         (np.ones((5, 2)), np.ones(()), None, False),
         (np.ones((5, 2)), np.ones(3), None, False),
         # Only the model can tell one-hot targets of 5 from a batch of 5.
-        (np.ones((5, 2)), np.ones(5), [3], False),
-        (np.ones((5, 2)), np.ones(5), [2], True),
-        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [2, 2], False),
-        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [1, 2], True),
+        (np.ones((5, 2)), np.ones(5), [(5, 2)], False),
+        (np.ones((5, 2)), np.ones(5), [(None, 2)], False),
+        (np.ones((5, 2)), np.ones(5), [(2,)], True),
+        # Keras adds the last axis of inputs of one number.
+        (np.ones(5), np.ones(5), [(1,)], True),
+        (np.ones(5), np.ones(5), [(5,)], False),
+        (np.ones((5, 7)), np.ones(5), [(7, 1)], True),
+        (np.ones((5, 1)), np.ones(5), [(5, 1)], False),
+        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [(5,), (5,)], False),
+        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [(1,), (1,)], True),
+        ({"a": np.ones(5), "b": np.ones(5)}, np.ones(5), [(), (1,)], True),
+        (
+            {"b": np.ones((5, 3)), "a": np.ones(5)},
+            np.ones(5),
+            [(1,), (3,)],
+            True,
+        ),
+        ({"a": np.ones(()), "b": np.ones(3)}, np.ones(3), [(1,), (3,)], False),
     ],
 )
-def test_examples_and_batches_are_told_apart(x, y, input_ranks, expected):
+def test_examples_and_batches_are_told_apart(x, y, shapes, expected):
     dataset = tf.data.Dataset.from_tensors((x, y)).repeat(7)
-    assert is_batch(next(iter(dataset)), input_ranks) is expected
+    inputs = None if shapes is None else inputs_like(*shapes)
+    element = next(iter(dataset))
+    assert is_batch("x", element, dataset.element_spec, inputs) is expected
     if expected:
-        assert StreamData("x", dataset, None, input_ranks).batch_size == 5
+        assert StreamData("x", dataset, None, inputs).batch_size == 5
     else:
-        data = StreamData("x", dataset, 3, input_ranks)
+        data = StreamData("x", dataset, 3, inputs)
         assert data.batch_size == 3
         assert data.batches_per_pass == 3
         y_batch = next(iter(data.chains(2)))[1]
         assert y_batch.shape == (2, 3, *y.shape)
 
 
+def test_what_may_be_a_batch_or_an_example_is_asked_about():
+    # One example of one number, or a batch of one: the shape is (1,).
+    x = np.ones((6, 1))
+    examples = slices(x, x)
+    inputs = inputs_like((1,))
+    with pytest.raises(ValueError, match="may be both. Batch the dataset"):
+        StreamData("x", examples, None, inputs)
+    assert StreamData("x", examples, 3, inputs).batch_size == 3
+    # A batch leaves its length open, unless its remainder is dropped.
+    batches = slices(x[:, 0], x[:, 0]).batch(1)
+    assert StreamData("x", batches, None, inputs).batch_size == 1
+    dropped = slices(x[:, 0], x[:, 0]).batch(1, drop_remainder=True)
+    with pytest.raises(ValueError, match="`x` must be either batches or sing"):
+        StreamData("x", dropped, None, inputs)
+
+
+def slices(*arrays):
+    return tf.data.Dataset.from_tensor_slices(arrays)
+
+
 def test_batch_size_of_the_outer_level_defaults_to_the_inner_one():
     examples = STREAM.unbatch()
-    ranks = [2]
+    inputs = inputs_like((2,))
     for outer, given, expected in [
         ((X, Y), None, 2),
         ((X, Y), 5, 5),
@@ -257,7 +297,7 @@ def test_batch_size_of_the_outer_level_defaults_to_the_inner_one():
             outer_data=outer,
             batch_size=2,
             outer_batch_size=given,
-            input_ranks=ranks,
+            inputs=inputs,
         )
         assert outer.batch_size == expected
 

@@ -126,7 +126,7 @@ def test_generator_needs_a_number_of_steps_and_may_run_out():
     learner = make_learner()
     sequence = Sequence(*arrays, 4)
     finite = (sequence[index] for index in range(6))
-    with pytest.warns(UserWarning, match="ran out of data"):
+    with pytest.raises(RuntimeError, match="`x` must last until training"):
         learner.fit(
             finite, outer_data=arrays, steps_per_epoch=3, epochs=2, verbose=0
         )
