@@ -191,8 +191,9 @@ class ChainsApart:
         """One chain, and one step with the hyperparameters.
 
         Raises:
-            ValueError: If the data have come to their end.
-            RuntimeError: If too many updates in a row were skipped.
+            RuntimeError: If the outer data have come to their end, or if too
+                many updates in a row were skipped.
+            ValueError: If a batch is not like the first one.
         """
         with self.data.explains_its_end(lambda: self._num_drawn):
             batches = next(self.batches)

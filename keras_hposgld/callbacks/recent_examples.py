@@ -37,12 +37,20 @@ class RecentExamples(tf.Module):
     def is_full(self) -> bool:
         return int(self.num_written) >= self.capacity
 
-    def write(self, batch) -> None:
-        """Stores the examples of a batch over the oldest ones."""
+    def write(self, batch, may_begin: bool = True) -> None:
+        """Stores the examples of a batch over the oldest ones.
+
+        Args:
+            batch: Structure of tensors.
+            may_begin: Whether examples of another structure start the buffer
+                anew. Else they are left out.
+        """
         parts = [tf.convert_to_tensor(part) for part in flat(batch)]
         structure = packed(batch, [0] * len(parts))
         with tf.init_scope():  # the step may be traced just now
             if not self._takes(structure, parts):
+                if not may_begin:
+                    return
                 self._begin(structure, parts)
             self._open(parts)
         # Of a batch that is larger than the buffer, its end.

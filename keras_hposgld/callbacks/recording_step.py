@@ -19,19 +19,29 @@ class RecordingStep:
         self.train_step = model.train_step
         self.train_function = model.train_function
         self.writers: list[Callable] = []
+        self.is_new = True  # TensorFlow makes variables in the first trace only
 
     def __call__(self, data: Any) -> Any:
         for write in self.writers:
-            write(data)
+            write(data, self.is_new)
+        self.is_new = False
         return self.train_step(data)
 
 
 def record(model: keras.Model, write: Callable) -> None:
-    """Lets a function see each batch that a model trains on."""
+    """Lets a function see each batch that a model trains on.
+
+    Args:
+        model: Compiled `keras.Model`.
+        write: Function of a batch, and of whether it may make variables. A
+            `fit` that was broken off leaves it behind for the next one, whose
+            data may be others.
+    """
     step = _recording(model)
     if step is None:
         step = model.train_step = RecordingStep(model)
     step.writers.append(write)
+    step.is_new = True
     model.make_train_function(force=True)
 
 
