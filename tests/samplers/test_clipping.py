@@ -24,9 +24,19 @@ def gradients_of(rng, size, dtype="float64"):
     ]
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-30, 0.05, 3.0, np.inf, np.nan])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 0.05, 3.0])
 def test_values_are_those_of_keras(rng, clipping, size):
     gradients = gradients_of(rng, size, "float32")
+    plain = keras.optimizers.SGD(0.1, **clipping)._clip_gradients(gradients)
+    ours = hs.SGLD(0.1, **clipping).clip(gradients)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Just beyond the limit of the norm, and one number that is not finite.
+@pytest.mark.parametrize("first", [0.6, np.inf, np.nan])
+def test_each_entry_is_that_of_keras(clipping, first):
+    gradients = [tf.constant([first, 0.0]), tf.constant([0.45])]
     plain = keras.optimizers.SGD(0.1, **clipping)._clip_gradients(gradients)
     ours = hs.SGLD(0.1, **clipping).clip(gradients)
     for a, b in zip(ours, plain, strict=True):
@@ -42,15 +52,13 @@ def test_gradients_that_are_missing_stay_so(sampler, clipping):
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 0.05])
-def test_derivative_inside_of_the_limit_is_the_identity(
-    rng, clipping, size, run
-):
+def test_derivative_inside_of_the_limit_is_the_identity(rng, clipping, size):
     # In float32 the squares of 1e-30 are zero, those of 1e-20 nearly.
     clip = hs.SGLD(0.1, **clipping).clip
     gradients = gradients_of(rng, size, "float32")
     vector = gradients_of(rng, 1.0, "float32")
     for product in (vector_jacobian_product, directional_derivative):
-        found = run(lambda p=product: p(clip, gradients, vector))
+        found = product(clip, gradients, vector)
         for a, b in zip(found, vector, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
 
