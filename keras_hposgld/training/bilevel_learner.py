@@ -88,7 +88,7 @@ class BilevelLearner(Learner):
         return self._steps.memory_estimate()
 
     def steps_ahead(self, iterations: int) -> range:
-        first = int(self.optimizer.iterations)
+        first = int(self.optimizer.iterations.numpy())
         return range(first, first + iterations * self.hypergradient.num_steps)
 
     def train_step(self, data):

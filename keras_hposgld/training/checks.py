@@ -1,5 +1,6 @@
 """Checks of what is to learn, before anything is trained."""
 
+import numbers
 import warnings
 from typing import Any
 
@@ -110,14 +111,17 @@ def check_fit(
     """Checks arguments of `BilevelModel.fit`; see there.
 
     Raises:
-        ValueError: If a number is not an integer above zero.
+        ValueError: If a number is not an integer, or `steps_per_epoch` is not
+            above zero.
     """
+    if steps_per_epoch is not None:
+        check_count("steps_per_epoch", steps_per_epoch, 1)
     for name, value in (
         ("batch_size", batch_size),
         ("outer_batch_size", outer_batch_size),
-        ("steps_per_epoch", steps_per_epoch),
     ):
-        if value is not None:
+        # The data refuse integers that are too small, each kind by itself.
+        if not isinstance(value, numbers.Integral | None):
             check_count(name, value, 1)
     is_pair = isinstance(outer_data, tuple | list) and len(outer_data)
     outer_inputs = outer_data[0] if is_pair else outer_data

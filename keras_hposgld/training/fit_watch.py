@@ -40,10 +40,10 @@ class WatchUpdates(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         learner = self.model
         outer_level = learner.outer_level
-        updates = int(learner.hyper_optimizer.iterations)
+        updates = int(learner.hyper_optimizer.iterations.numpy())
         if updates >= FEW_UPDATES:
             return
-        chains = int(outer_level.iterations)
+        chains = int(outer_level.iterations.numpy())
         reasons = [f"{chains} chains have run since the learner was made"]
         if outer_level.warmup_steps:
             reasons.append(
@@ -54,9 +54,8 @@ class WatchUpdates(keras.callbacks.Callback):
         warnings.warn(
             f"The hyperparameters were updated {number if updates else 'never'}"
             f", which is too few for anything to be learned: "
-            f"{'; '.join(reasons)}. Train for more epochs, pass a larger "
-            "`steps_per_epoch`, or take shorter chains "
-            "(`HPOSGLD(burn_in=..., num_samples=...)`) or smaller batches, so "
-            "that an epoch has more of them.",
+            f"{'; '.join(reasons)}. Train for more epochs, or let an epoch "
+            "have more chains: pass a larger `steps_per_epoch`, smaller "
+            "batches, or an estimator whose chains take fewer steps.",
             stacklevel=2,
         )

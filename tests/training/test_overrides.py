@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_hposgld as hs
 from keras_hposgld.training.overrides import Loan
@@ -227,3 +228,26 @@ def test_nothing_to_lower_is_said_before_training(kind):
         make_model(kind), loss=None, metrics=None, outer_loss="mse"
     )
     assert np.isfinite(fit(learner)["outer_loss"][0])
+
+
+class Scaled(Network):
+    def compute_loss(self, *arguments, **keyword_arguments):
+        return 3.0 * super().compute_loss(*arguments, **keyword_arguments)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.largest.update_state(keras.ops.mean(y_pred))
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+def test_two_replicas_call_the_model_as_one_does(mirrored):
+    histories = []
+    for strategy in (mirrored, tf.distribute.get_strategy()):
+        with strategy.scope():
+            learner = make_learner(make_model(Scaled))
+        histories.append(fit(learner, validation_data=(X, Y)))
+        assert learner.model.loss is None  # what was lent is back
+    assert histories[0].keys() == histories[1].keys()
+    for name, value in histories[1].items():
+        np.testing.assert_allclose(
+            histories[0][name], value, rtol=1e-4, atol=1e-6
+        )
