@@ -158,7 +158,7 @@ class Learner(ShowsHyperparameters, keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """As in Keras; out of training the outer loss is tracked, too."""
-        if not training:
+        if not training and y is not None:  # which an outer loss needs
             self.outer_level.track_loss(
                 local_loss(
                     self.outer_level.loss(self)(y, y_pred, sample_weight)
