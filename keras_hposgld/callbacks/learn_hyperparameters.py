@@ -200,7 +200,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._stop_recording()  # of a `fit` that was broken off
         self._plain_train_function = model.train_function
         if self._inner is None:
-            model.train_step = self.recent.record(model.train_step)
+            model.train_step = self.recent.record(
+                model.train_step, model.jit_compile and not model.run_eagerly
+            )
             model.make_train_function(force=True)
 
     def _refuse_decay(self, model):

@@ -41,10 +41,23 @@ class RecentExamples(tf.Module):
     def is_full(self) -> bool:
         return int(self.num_written) >= self.capacity
 
-    def record(self, train_step: Callable) -> Callable:
-        """A training step that writes down what it is trained on."""
+    def record(
+        self, train_step: Callable, is_compiled: bool = False
+    ) -> Callable:
+        """A training step that writes down what it is trained on.
+
+        Args:
+            train_step: Function of a batch.
+            is_compiled: Whether XLA compiles the step. It lets no tensor grow.
+
+        Returns:
+            Function of a batch. It raises a `ValueError` if it is compiled,
+            and batches may differ in length.
+        """
 
         def recording_train_step(data):
+            if is_compiled:
+                _check_fixed(data)
             self.write(data)
             return train_step(data)
 
@@ -142,6 +155,18 @@ class RecentExamples(tf.Module):
                     },
                 )
         return packed(self._structure(), parts)
+
+
+def _check_fixed(batch):
+    shapes = [part.shape for part in flat(batch)]
+    if any(None in shape[1:] for shape in shapes):
+        raise ValueError(
+            "`jit_compile` must be False where the batches of `fit` may differ "
+            "in length: they are recorded, and XLA lets no tensor grow. "
+            f"Received: jit_compile=True and batches of shapes {shapes}. Pass "
+            "`jit_compile=False` to `compile`, the training data as "
+            "`inner_data`, or batches of one length."
+        )
 
 
 def _equally_long(buffer, part):
