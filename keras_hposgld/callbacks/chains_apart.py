@@ -142,6 +142,8 @@ class ChainsApart:
         self.batches: Any = None
         self.end(model)  # of a `fit` that was broken off
         if self.needs_recording:
+            compiled = model.jit_compile and not model.run_eagerly
+            self.recent.is_compiled = bool(compiled)
             record(model, self.recent.write)
 
     def end(self, model: keras.Model) -> None:

@@ -20,11 +20,15 @@ class RecentExamples(tf.Module):
 
     Args:
         capacity: Integer, the number of examples that are kept.
+
+    Attributes:
+        is_compiled: Whether XLA compiles the step, which lets no tensor grow.
     """
 
     def __init__(self, capacity: int):
         super().__init__()
         self.capacity = capacity
+        self.is_compiled = False
         self.num_written = tf.Variable(0, trainable=False, dtype=tf.int64)
         self.buffers: Any = None
         self.lengths: Any = {}  # by the number of the buffer, where they differ
@@ -44,7 +48,12 @@ class RecentExamples(tf.Module):
             batch: Structure of tensors.
             may_begin: Whether examples of another structure start the buffer
                 anew. Else they are left out.
+
+        Raises:
+            ValueError: If batches may differ in length, in a compiled step.
         """
+        if self.is_compiled:
+            _check_fixed(batch)
         parts = [tf.convert_to_tensor(part) for part in flat(batch)]
         structure = packed(batch, [0] * len(parts))
         with tf.init_scope():  # the step may be traced just now
@@ -136,6 +145,18 @@ class RecentExamples(tf.Module):
                     },
                 )
         return packed(self._structure(), parts)
+
+
+def _check_fixed(batch):
+    shapes = [part.shape for part in flat(batch)]
+    if any(None in shape[1:] for shape in shapes):
+        raise ValueError(
+            "`jit_compile` must be False where the batches of `fit` may differ "
+            "in length: they are recorded, and XLA lets no tensor grow. "
+            f"Received: jit_compile=True and batches of shapes {shapes}. Pass "
+            "`jit_compile=False` to `compile`, the training data as "
+            "`inner_data`, or batches of one length."
+        )
 
 
 def _equally_long(buffer, part):

@@ -148,7 +148,11 @@ class Learner(ModelWrapper):
     ):
         """As in Keras; out of training the outer loss is tracked, too."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if not training:
+        # Without targets there is one only if layers make it.
+        has_outer = y is not None or (
+            self._compile_loss is None and self.outer_level.outer_loss is None
+        )
+        if not training and has_outer:
             self.outer_level.logs.loss.update_state(
                 local_loss(self._outer_loss_of(y, y_pred, sample_weight)),
                 tf.shape(tf.nest.flatten(x)[0])[0],
