@@ -94,6 +94,16 @@ def test_who_needs_none_goes_on(name, loss):
     assert found != 0.0
 
 
+def test_gauss_newton_says_so_of_the_model_too():
+    # The product with the Jacobian is the derivative of a gradient as well.
+    def loss(weights):
+        y = tf.nn.local_response_normalization(IMAGES * weights)
+        return tf.reduce_sum(hs.mark_predictions(y) ** 2)
+
+    with pytest.raises(MissingSecondDerivativeError, match="LRNGrad"):
+        hypergradient(lambda f: f, loss, tf.ones([2]), NEED_ONE["gauss-newton"])
+
+
 def test_place_is_named_in_a_graph():
     def objective(params):
         with tf.name_scope("here"):
