@@ -128,7 +128,10 @@ class BatchedData(Level):
 
 
 def _error(text: str, like: tf.data.Dataset) -> tf.data.Dataset:
-    """A dataset of elements like others, whose first one is an error."""
+    """A dataset of elements like others, of which each is an error.
+
+    More than one, since several replicas ask for one each.
+    """
 
     def fail(_):
         with tf.control_dependencies([tf.debugging.Assert(False, [text])]):
@@ -141,7 +144,7 @@ def _error(text: str, like: tf.data.Dataset) -> tf.data.Dataset:
                 )
             )
 
-    return tf.data.Dataset.range(1).flat_map(fail)
+    return tf.data.Dataset.range(1).repeat().flat_map(fail)
 
 
 def weakly(method: Callable) -> Callable:

@@ -259,3 +259,30 @@ def test_finite_dataset_of_unknown_length_is_counted():
     filtered = batches(X, Y).filter(lambda x, y: x[0, 0] > -9.0)
     data = FitData.from_fit((filtered, None, None), outer_data=OUTER)
     assert data.chains_per_epoch(num_steps=3) == 3
+
+
+def test_two_replicas_train_as_much_and_name_data_that_end(mirrored):
+    with mirrored.scope():
+        learner = make_learner()
+    with pytest.raises(
+        RuntimeError, match="`outer_data` must last .* after 3 chains"
+    ):
+        learner.fit(
+            X,
+            Y,
+            outer_data=((X[:6], Y[:6]) for _ in range(10)),
+            batch_size=4,
+            steps_per_epoch=2,
+            epochs=5,
+            verbose=0,
+        )
+    learner.fit(X, Y, outer_data=OUTER, batch_size=10, epochs=2, verbose=0)
+    assert int(learner.outer_iterations.numpy()) == 3 + 2 * 2
+
+
+def test_several_steps_on_the_one_device_of_a_strategy():
+    expected = trained(make_learner(), epochs=2)
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        learner = make_learner(steps_per_execution=2)
+    trained(learner, epochs=2)
+    assert_equal_variables(learner, expected)

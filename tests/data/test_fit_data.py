@@ -244,3 +244,32 @@ def test_dictionaries_of_inputs_and_outputs(make_model, is_dataset):
         if weight.path.endswith(("first/kernel", "second/kernel"))
     }
     assert set(learner.predict(x, verbose=0)) == {"value", "size"}
+
+
+def test_batches_of_single_numbers_are_batches():
+    # `from_tensor_slices(dict(frame))` has one axis an input, and Keras adds
+    # the second one.
+    x, y = make_arrays(24, 0)
+    columns = {name: x[:, n] for n, name in enumerate("abcd")}
+
+    def learned(data, **arguments):
+        keras.utils.set_random_seed(3)
+        inputs = {name: keras.Input((1,), name=name) for name in columns}
+        joined = keras.layers.Concatenate()(list(inputs.values()))
+        learner = hs.BilevelModel(keras.Model(inputs, dense(1)(joined)))
+        learner.compile(
+            optimizer=hs.SGLD(0.05),
+            loss="mse",
+            hypergradient=hs.estimators.HPOSGLD(1, 2),
+        )
+        learner.fit(**data, **arguments, shuffle=False, verbose=0)
+        assert int(learner.outer_iterations) == 2
+        return learner
+
+    dataset = slices(columns, y[:, 0]).batch(4)
+    expected = learned(
+        dict(x=columns, y=y, outer_data=(columns, y)), batch_size=4
+    )
+    same = learned(dict(x=dataset, outer_data=dataset))
+    for a, b in zip(same.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=a.path)

@@ -276,3 +276,23 @@ def test_ragged_tensors_are_refused_with_the_way_out():
     dataset = tf.data.Dataset.from_tensors((ragged, tf.zeros([2, 1])))
     with pytest.raises(ValueError, match="`x` must be dense.*to_tensor"):
         StreamData("x", dataset)
+
+
+def test_replicas_share_batches_at_their_own_length(mirrored):
+    # Halves of a batch have its length, whichever half is longer.
+    batches, outer = sentences(), sentences(1)
+
+    def learned(strategy):
+        with strategy.scope():
+            learner = make_learner(make_model())
+        learner.fit(
+            as_dataset(batches),
+            outer_data=as_dataset(outer),
+            steps_per_epoch=2,
+            verbose=0,
+        )
+        return learner.model.get_weights()
+
+    alone = tf.distribute.get_strategy()
+    for a, b in zip(learned(mirrored), learned(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
