@@ -595,8 +595,43 @@ def test_too_many_skipped_updates_stop_with_the_cause(level):
         learner.fit(
             x, y, outer_data=(x, outer), batch_size=10, epochs=9, verbose=0
         )
-    for a, b in zip(state(learner), before, strict=True):
+    after, number = state(learner), len(learner.trainable_variables)
+    for a, b in zip(after[number:], before[number:], strict=True):
         np.testing.assert_array_equal(a, b)
+    # What the outer level has to say of the weights does not undo them.
+    for a, b in zip(after[:number], before[:number], strict=True):
+        assert np.all(a == b) == (level == "inner")
+
+
+def test_weights_go_on_as_without_learning_where_the_outer_level_fails():
+    x, _ = make_data(10)
+    good, bad = np.zeros((10, 3)), np.full((10, 3), 9.0)
+    failing = make_learner(loss=Cubed(), metrics=[])
+    history = failing.fit(
+        x, good, outer_data=(x, bad), batch_size=10, epochs=3, verbose=0
+    ).history
+    assert history["skipped_updates"] == [1.0] * 3
+    still = make_learner(
+        loss=Cubed(), metrics=[], hyper_optimizer=keras.optimizers.SGD(0.0)
+    )
+    still.fit(x, good, outer_data=(x, good), batch_size=10, epochs=3, verbose=0)
+    assert_same_state(failing, still)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_an_adjoint_remembers_is_kept_only_from_a_chain_that_is_finite(
+    fails,
+):
+    x, _ = make_data(10)
+    good, bad = np.zeros((10, 3)), np.full((10, 3), 9.0)
+    learner = make_learner(
+        loss=Cubed(), metrics=[], hypergradient=hs.estimators.AdjointSGLD(1, 2)
+    )
+    learner.fit(x, good, outer_data=(x, good), batch_size=10, verbose=0)
+    y = bad if fails else good
+    learner.fit(x, good, outer_data=(x, y), batch_size=10, verbose=0)
+    for variable in learner.outer_level.memory.values:
+        assert np.all(variable.numpy() == 0) == fails
 
 
 def test_refit_trains_fresh_weights_under_the_learned_strengths():
