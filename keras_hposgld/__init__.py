@@ -13,6 +13,7 @@ from keras_hposgld import callbacks  # noqa: E402
 from keras_hposgld import data  # noqa: E402
 from keras_hposgld import diagnostics  # noqa: E402
 from keras_hposgld import estimators  # noqa: E402
+from keras_hposgld import hyperparameters  # noqa: E402
 from keras_hposgld import layers  # noqa: E402
 from keras_hposgld import losses  # noqa: E402
 from keras_hposgld import plotting  # noqa: E402
@@ -48,6 +49,7 @@ __all__ = [
     "estimators",
     "find_hyperparameters",
     "hypergradient",
+    "hyperparameters",
     "layers",
     "losses",
     "mark_predictions",

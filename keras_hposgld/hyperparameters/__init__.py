@@ -1,1 +1,19 @@
-"""Learnable hyperparameters: Keras objects that own unconstrained variables."""
+"""Learnable hyperparameters: Keras objects that own unconstrained variables.
+
+What it takes to write a kind of one's own: the contract `Hyperparameter`,
+`register`, and variables with a bound. `CONTRIBUTING.md` has a skeleton.
+"""
+
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.registry import register
+from keras_hposgld.hyperparameters.unconstrained import bounded_start
+from keras_hposgld.hyperparameters.unconstrained import bounded_value
+from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
+
+__all__ = [
+    "Hyperparameter",
+    "bounded_start",
+    "bounded_value",
+    "register",
+    "unconstrained_variable",
+]

@@ -7,12 +7,13 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
 from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("example_weights")
 class ExampleWeights(Hyperparameter, keras.layers.Layer):
     """A table with one learned weight for each training example.
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.core.checks import check_seed
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
 from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
@@ -14,7 +15,7 @@ from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
 TRANSFORMATIONS = ("rotation", "translation", "scale", "shear")
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("affine")
 class LearnableAffine(Hyperparameter, keras.layers.Layer):
     """Transforms images at random, within ranges that are learned.
 

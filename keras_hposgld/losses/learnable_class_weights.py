@@ -1,16 +1,16 @@
 """Cross-entropy with a learned weight for each class."""
 
-import keras
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.checks import check_number
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
 from keras_hposgld.losses.learnable_loss import LearnableLoss
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("class_weights")
 class LearnableClassWeights(LearnableLoss):
     """Cross-entropy with a learned weight for each class of the target.
 

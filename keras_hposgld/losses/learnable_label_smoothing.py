@@ -1,15 +1,15 @@
 """Cross-entropy with a learned amount of label smoothing."""
 
-import keras
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_number
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
 from keras_hposgld.losses.learnable_loss import LearnableLoss
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("label_smoothing")
 class LearnableLabelSmoothing(LearnableLoss):
     """Cross-entropy with label smoothing whose amount is learned.
 

@@ -2,15 +2,15 @@
 
 import math
 
-import keras
 import tensorflow as tf
 
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.losses.learnable_loss import LearnableLoss
 
 CENTER = (0.0, 0.5)
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("taylor_loss")
 class LearnableTaylorLoss(LearnableLoss):
     """A polynomial of targets and predicted probabilities, learned.
 

@@ -1,13 +1,12 @@
 """Learned L1 regularization."""
 
-import keras
-
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.regularizers.learnable_regularizer import (
     LearnableRegularizer,
 )
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("l1")
 class LearnableL1(LearnableRegularizer):
     """Learned L1 regularization: `sum(strength * abs(weight - center))`.
 

@@ -1,13 +1,12 @@
 """Learned L1 and L2 regularization."""
 
-import keras
-
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.regularizers.learnable_regularizer import (
     LearnableRegularizer,
 )
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("l1l2")
 class LearnableL1L2(LearnableRegularizer):
     """Both penalties at once, each with learned strengths of its own.
 

@@ -1,13 +1,12 @@
 """Learned L2 regularization."""
 
-import keras
-
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.regularizers.learnable_regularizer import (
     LearnableRegularizer,
 )
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("l2")
 class LearnableL2(LearnableRegularizer):
     """Learned L2 regularization: `sum(strength * (weight - center) ** 2)`.
 

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import keras
-
+from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.regularizers.learnable_regularizer import (
     LearnableRegularizer,
 )
 
 
-@keras.saving.register_keras_serializable(package="keras_hposgld")
+@register("weight_decay")
 class LearnableWeightDecay(LearnableRegularizer):
     """Learned weight decay, decoupled from the gradient as in AdamW.
 

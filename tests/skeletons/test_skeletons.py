@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import keras_hposgld as hs
 from keras_hposgld.estimators.registry import REGISTRY as ESTIMATORS
+from keras_hposgld.hyperparameters.registry import REGISTRY as KINDS
 from keras_hposgld.samplers.registry import REGISTRY as SAMPLERS
 
 FOLDER = pathlib.Path(__file__).parent
@@ -28,11 +29,14 @@ def load(name):
 @pytest.fixture(autouse=True)
 def registries_of_their_own(monkeypatch):
     # The contract tests over all members must not meet a skeleton.
-    for registry in (ESTIMATORS, SAMPLERS):
+    for registry in (ESTIMATORS, SAMPLERS, KINDS):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
 
-@pytest.mark.parametrize("name", ["sampler_skeleton", "estimator_skeleton"])
+@pytest.mark.parametrize(
+    "name",
+    ["sampler_skeleton", "estimator_skeleton", "hyperparameter_skeleton"],
+)
 def test_guide_holds_the_skeleton(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert f"```python\n{text}```" in GUIDE.read_text()
@@ -153,3 +157,35 @@ def test_registered_estimator_is_found_and_rebuilt():
     )
     with pytest.raises(ValueError, match="cannot serve a problem with"):
         hs.hypergradient(moving, 0.1, estimator=kind(), sampler=hs.SGLD(0.1))
+
+
+def test_new_hyperparameter_is_learned_saved_and_exported(tmp_path, rng):
+    kind = load("hyperparameter_skeleton").LearnedNoise
+    x = rng.normal(size=(24, 4))
+    y = x[:, :1] + 0.1 * rng.normal(size=(24, 1))
+    noise = kind(0.5, max_value=2.0)
+    model = keras.Sequential([keras.Input((4,)), noise, keras.layers.Dense(1)])
+    learner = hs.BilevelModel(model, seed=0)
+    learner.compile(
+        optimizer=hs.SGLD(0.05, seed=0),
+        loss="mse",
+        hypergradient=hs.estimators.HPOSGLD(5, 5),
+    )
+    arguments = dict(outer_data=(x[16:], y[16:]), batch_size=8, verbose=0)
+    learner.fit(x[:16], y[:16], epochs=20, **arguments)
+    (value,) = learner.hyperparameter_values().values()
+    assert 0.0 < value < 0.45  # noise does not help a line
+    learner.save(tmp_path / "learner.keras")
+    loaded = keras.models.load_model(tmp_path / "learner.keras")
+    assert loaded.hyperparameter_values().popitem()[1] == value
+    for trained in (learner, loaded):
+        trained.fit(x[:16], y[:16], epochs=2, **arguments)
+    (a,), (b,) = (
+        trained.hyperparameter_values().values()
+        for trained in (learner, loaded)
+    )
+    assert a == b != value
+    exported = learner.export()
+    assert isinstance(exported.layers[0], keras.layers.GaussianNoise)
+    assert exported.layers[0].stddev == a
+    np.testing.assert_allclose(exported(x), learner(x), rtol=1e-6)
