@@ -264,6 +264,7 @@ def test_finite_dataset_of_unknown_length_is_counted():
 def test_two_replicas_train_as_much_and_name_data_that_end(mirrored):
     with mirrored.scope():
         learner = make_learner()
+    written = Written()
     with pytest.raises(
         RuntimeError, match="`outer_data` must last .* after 3 chains"
     ):
@@ -274,8 +275,10 @@ def test_two_replicas_train_as_much_and_name_data_that_end(mirrored):
             batch_size=4,
             steps_per_epoch=2,
             epochs=5,
+            callbacks=[written],
             verbose=0,
         )
+    assert written.number == 1
     learner.fit(X, Y, outer_data=OUTER, batch_size=10, epochs=2, verbose=0)
     assert int(learner.outer_iterations.numpy()) == 3 + 2 * 2
 

@@ -249,6 +249,8 @@ def test_levels_may_differ_in_length():
         (*arrays[0], None), outer_data=arrays[1], inputs=inputs
     )
     assert [level.spec[0].shape[1] for level in data.levels] == [None, None]
+    fixed = tf.data.Dataset.from_tensor_slices(arrays[1]).batch(2)
+    FitData.from_fit((*arrays[0], None), outer_data=fixed, inputs=inputs)
     with pytest.raises(ValueError, match="The inputs of `outer_data` must"):
         FitData.from_fit((*arrays[0], None), outer_data=arrays[1], inputs=None)
 
