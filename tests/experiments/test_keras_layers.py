@@ -1,0 +1,112 @@
+"""The sweep over Keras's layers: its table, and its rows."""
+
+import functools
+import json
+import pathlib
+import sys
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments" / "keras_layers"))
+
+import layer_measures  # noqa: E402
+import layer_models  # noqa: E402
+import sweep  # noqa: E402
+from keras_parts import Part  # noqa: E402
+from keras_parts import VECTOR  # noqa: E402
+
+PAGE = ROOT / "docs" / "keras_layers.md"
+FOUND = layer_models.discovered()
+ROWS = [name for name, reason in FOUND.items() if reason is None]
+# State that training moves, random numbers, and integers for inputs.
+QUICK = ["BatchNormalization", "Dropout", "Embedding"]
+
+
+def test_every_layer_of_keras_has_a_row_or_a_reason():
+    assert not [n for n, reason in FOUND.items() if reason == sweep.UNKNOWN]
+    assert len(ROWS) > 130
+    assert {"LSTM", "Conv2D", "MultiHeadAttention"} <= set(ROWS)
+
+
+def test_layer_that_the_table_lacks_is_named(monkeypatch):
+    monkeypatch.setattr(
+        keras.layers, "Novel", type("Novel", (keras.Layer,), {}), raising=False
+    )
+    assert layer_models.discovered()["Novel"] == sweep.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in ROWS
+    ],
+)
+def test_layer(name):
+    row = layer_measures.measure(name)
+    assert row.faults() == []
+    assert row.refused or None not in (row.weights, row.one_step, row.export)
+
+
+def stops_its_derivative(x):
+    return x * keras.ops.stop_gradient(x)
+
+
+def test_a_derivative_that_is_cut_is_found(monkeypatch):
+    # The gradient that Keras follows is x, whose derivative is 1 and not 0.
+    make = functools.partial(keras.layers.Lambda, stops_its_derivative)
+    monkeypatch.setitem(layer_models.LAYERS, "Lambda", Part(make, (VECTOR,)))
+    row = layer_measures.measure("Lambda")
+    (fault,) = row.faults()
+    assert fault.startswith("three_steps=")
+    assert row.weights < 1e-12 and row.resumed and row.one_step < 1e-6
+
+
+def test_whatever_is_off_is_said():
+    row = layer_measures.Row(
+        "Dense", "float64", 1e-9, float("nan"), 1e-5, False, 1e-9
+    )
+    faults = row.faults()
+    assert [fault.split("=")[0] for fault in faults[:4]] == [
+        *("weights", "one_step", "three_steps", "export")
+    ]
+    assert faults[4:] == ["not resumed bit for bit"]
+    refused = layer_measures.Row("Dense", "float64", refused="No. Received: 1")
+    assert refused.faults() == ["refused: No"]
+
+
+def test_page_is_made_of_the_rows_that_there_are(tmp_path, capsys):
+    good = layer_measures.Row("ELU", "float64", 0.0, 2e-9, 3e-8, True, 0.0)
+    bad = layer_measures.Row("Dense", "float64", 0.5, 2e-9, 3e-8, True, 0.0)
+    results, page = tmp_path / "rows", tmp_path / "page.md"
+
+    def written(*rows):
+        page.write_text("# Head\n\n" + sweep.MARK + "what stood there\n")
+        results.write_text(
+            "".join(json.dumps(sweep.kept(r)) + "\n" for r in rows)
+        )
+        names = [row.name for row in rows]
+        status = sweep.main(
+            [*names, "--results", str(results), "--page", str(page)]
+        )
+        return status, page.read_text()
+
+    status, text = written(good)
+    assert status == 0
+    assert text.startswith("# Head\n\n" + sweep.MARK)
+    assert "what stood there" not in text
+    assert "| `ELU` | float64 | 0 | 2e-09 | 3e-08 | equal | 0 |  |" in text
+    status, text = written(good, bad)
+    assert status == 1
+    assert text.index("`Dense`") < text.index("`ELU`")
+    assert "**weights=0.5 above 1e-12**" in text
+    assert "InputLayer: no row" in capsys.readouterr().out
+
+
+def test_documented_table_is_complete_and_right():
+    lines = PAGE.read_text().split(sweep.MARK)[1].splitlines()
+    documented = [line.split("`")[1] for line in lines if "`" in line]
+    assert set(ROWS) <= set(documented)
+    assert "**" not in "".join(lines)
