@@ -210,6 +210,12 @@ def layer_variables(model: keras.Model) -> list[keras.Variable]:
     return not_owned(model.non_trainable_variables, model)
 
 
+def _random_states(model: keras.Model) -> list[keras.Variable]:
+    """The counters of a model's random numbers, as far as it is built."""
+    weights = {id(weight) for weight in model.non_trainable_weights}
+    return [v for v in model.non_trainable_variables if id(v) not in weights]
+
+
 def tensors(variables: list[keras.Variable]) -> list[tf.Tensor]:
     """The values of Keras variables now, as tensors."""
     return [tf.convert_to_tensor(variable.value) for variable in variables]
@@ -230,7 +236,11 @@ def build_on(
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     sample_weight = weigh(sample_weight)
+    # Recurrent layers with dropout draw masks when they predict as well.
+    before = [(state, state.numpy()) for state in _random_states(trainer)]
     y_pred = trainer(x, training=False)
+    for variable, value in before:
+        variable.assign(value)
     compute_loss(trainer, x, y, y_pred, sample_weight, training=False)
     trainer.compute_metrics(x, y, y_pred, sample_weight)
     trainer.reset_metrics()
