@@ -9,7 +9,10 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export GRPC_VERBOSITY ?= ERROR
 
-.PHONY: demo test test-slow lint docs clean
+# The oldest versions of what the package needs, in an environment of their own.
+OLDEST := .venv-oldest
+
+.PHONY: demo test test-slow test-oldest lint docs clean
 
 demo: $(READY)
 	@$(BIN)/python examples/learn_feature_relevance.py 2> $(VENV)/demo.log \
@@ -20,6 +23,16 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+$(OLDEST)/.ready: pyproject.toml tests/oldest.txt
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c tests/oldest.txt -e ".[examples]" hatchling pandas pytest pytest-xdist \
+		tensorboard
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -37,4 +50,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist site examples/output
+	rm -rf $(VENV) $(OLDEST) build dist site examples/output
