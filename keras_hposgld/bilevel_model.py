@@ -11,13 +11,9 @@ import keras
 
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.data.elements import inputs_of
-from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
-from keras_hposgld.training.first_chain import FirstChain
-from keras_hposgld.training.fit_watch import WatchUpdates
-from keras_hposgld.training.memory_estimate import warn_if_too_much
 
 STARTS = ("continue", "initial")
 
@@ -221,30 +217,11 @@ class BilevelModel(BilevelLearner):
             needs_targets=self._needs_targets(),
             example_weights=self.example_weights,
         )
-        self._steps.build(data.first_batch())
-        num_steps, first = self.hypergradient.num_steps, FirstChain()
-        warn_if_too_much(
-            self._steps.memory_estimate(), data.bytes_of(num_steps)
+        return self._steps.fit(
+            data,
+            steps_per_epoch,
+            epochs=epochs,
+            validation_batch_size=validation_batch_size or batch_size,
+            callbacks=callbacks,
+            **keras_arguments,
         )
-        chains = self.placement.chains(
-            lambda: data.chains(num_steps, first.number, not self.jit_compile),
-            data.batch_sizes,
-        )
-        if steps_per_epoch is None:
-            steps_per_epoch = data.chains_per_epoch(num_steps)
-
-        def num_drawn():
-            return int(self.outer_iterations.numpy()) - first.number()
-
-        with data.explains_its_end(num_drawn):
-            return self.watched_fit(
-                in_epochs(chains, steps_per_epoch, self.steps_per_execution),
-                epochs=epochs,
-                steps_per_epoch=steps_per_epoch,
-                validation_data=data.validation_data,
-                validation_batch_size=validation_batch_size or batch_size,
-                shuffle=False,  # done already
-                callbacks=callbacks,
-                own_callbacks=[first, WatchUpdates()],
-                **keras_arguments,
-            )

@@ -221,6 +221,15 @@ def test_adapt_is_plain_descent_and_leaves_the_initial_weights():
     np.testing.assert_allclose(predicted[1], adapted(xq[1]), atol=1e-5)
 
 
+def test_predict_without_a_task_says_what_to_call():
+    meta = make_meta()
+    x = np.zeros((2, meta.model.input_shape[-1]), "float32")
+    with pytest.raises(
+        ValueError, match=r"`predict` takes meta-batches.*adapt"
+    ):
+        meta.predict(x, verbose=0)
+
+
 def test_evaluate_judges_what_predict_returns():
     meta = make_meta(E.RMD(num_steps=2), adaptation_steps=5)
     tasks = make_tasks(num_tasks=5)  # batches of three and of two

@@ -71,7 +71,18 @@ def judge(learner: keras.Model, chains: TaskChains, tasks: Any) -> dict:
 
 
 def predict(chains: TaskChains, tasks: Any) -> Any:
-    """The predictions of the queries, whose targets may be left out."""
+    """The predictions of the queries, whose targets may be left out.
+
+    Raises:
+        ValueError: If there is nothing to adapt to.
+    """
+    if not isinstance(tasks, tuple) or len(tasks) != 2:
+        raise ValueError(
+            "`predict` takes meta-batches ((x_support, y_support), x_query): a "
+            "model that learned where to start from predicts after it has "
+            f"adapted. Received: {tasks}. Use `adapt(x_support, y_support)` "
+            "and its `predict`, or `export()` for the model at the start."
+        )
     support, query = tasks
     x = query[0] if isinstance(query, tuple) else query
     return chains.predict(support, x)

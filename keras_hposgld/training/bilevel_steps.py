@@ -4,9 +4,14 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.data.epochs import in_epochs
+from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.training import keras_problem
+from keras_hposgld.training.first_chain import FirstChain
+from keras_hposgld.training.fit_watch import WatchUpdates
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
+from keras_hposgld.training.memory_estimate import warn_if_too_much
 from keras_hposgld.training.weight_copies import places_of
 
 
@@ -28,6 +33,42 @@ class BilevelSteps:
             self.prepare()
             if learner.start == "initial":
                 learner.starting_weights.remember(learner.trainable_variables)
+
+    def fit(
+        self, data: FitData, steps_per_epoch: int | None, **arguments: Any
+    ) -> keras.callbacks.History:
+        """Keras's `fit` of the learner, on chains of batches.
+
+        Args:
+            data: `FitData`, of both levels.
+            steps_per_epoch: Integer; `None` for one pass over the inner data.
+            **arguments: As in `Learner.watched_fit`.
+        """
+        learner = self.learner
+        self.build(data.first_batch())
+        num_steps, first = learner.hypergradient.num_steps, FirstChain()
+        warn_if_too_much(self.memory_estimate(), data.bytes_of(num_steps))
+        chains = learner.placement.chains(
+            lambda: data.chains(
+                num_steps, first.number, not learner.jit_compile
+            ),
+            data.batch_sizes,
+        )
+        if steps_per_epoch is None:
+            steps_per_epoch = data.chains_per_epoch(num_steps)
+
+        def num_drawn():
+            return int(learner.outer_iterations.numpy()) - first.number()
+
+        with data.explains_its_end(num_drawn):
+            return learner.watched_fit(
+                in_epochs(chains, steps_per_epoch, learner.steps_per_execution),
+                steps_per_epoch=steps_per_epoch,
+                validation_data=data.validation_data,
+                shuffle=False,  # done already
+                own_callbacks=[first, WatchUpdates()],
+                **arguments,
+            )
 
     def prepare(self) -> None:
         """Checks a built learner, and builds what depends on its weights."""

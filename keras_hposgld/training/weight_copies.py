@@ -122,10 +122,10 @@ class WeightCopies(keras.layers.Layer):
         is_set, *saved = (store[str(n)] for n in numbers)
         if not saved:  # they are of a learner that had none
             return
-        self._is_set.assign(is_set)
         if names is None:  # of version 0.1.0
             names = self.names or [str(n) for n in range(len(saved))]
         self.build_for(saved, names)
+        self._is_set.assign(is_set)
         for value, array in zip(self.values, saved, strict=True):
             value.assign(array)
         self.remembered = set(names) if self.are_set else set()
