@@ -88,12 +88,11 @@ def test_steps_per_execution_do_not_change_what_is_trained(
     assert int(learner.outer_iterations) == 6
 
 
-@pytest.mark.parametrize("kind", ["arrays", "dataset"])
-def test_number_of_steps_of_the_user_holds_too(kind):
+def test_number_of_steps_of_the_user_holds_too():
     learners = [
         trained(
             make_learner(steps_per_execution=n),
-            kind,
+            "dataset",
             epochs=3,
             steps_per_epoch=5,
         )
@@ -178,12 +177,12 @@ def ending(num_batches, is_dataset=False):
     )
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
 @pytest.mark.parametrize(
-    "num_batches, num_chains, num_epochs", [(2, 0, 0), (10, 3, 1), (14, 4, 2)]
+    "num_batches, num_chains, num_epochs, steps_per_execution",
+    [(2, 0, 0, 1), (14, 4, 2, 1), (10, 3, 1, 2)],
 )
 def test_outer_data_that_end_are_an_error(
-    steps_per_execution, num_batches, num_chains, num_epochs
+    num_batches, num_chains, num_epochs, steps_per_execution
 ):
     # Two chains an epoch: none, one and a half, and two epochs are possible.
     learner, written = (

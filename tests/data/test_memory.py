@@ -107,7 +107,7 @@ def test_arrays_are_freed_when_fit_returns(levels, by_hand):
     assert [reference() for reference in levels] == [None] * 8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["arrays", "generator"])
 def test_callback_and_its_data_are_freed(levels, kind):
     model = make_model()
     model.compile("sgd", "mse")
