@@ -1,6 +1,8 @@
 """The loop over the inner steps of a chain."""
 
+import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +12,24 @@ import tensorflow as tf
 # its way through a graph, and in a loop, where there is no first and no last,
 # it often meets them the other way round.
 MAX_POOLING_GRADIENTS = {"MaxPoolGrad", "MaxPool3DGrad"}
+
+
+@contextlib.contextmanager
+def variable_scope_kept() -> Iterator[None]:
+    """Undoes what `tf.map_fn` leaves behind when its function fails.
+
+    In a graph it gives new variables a device to be cached on, and takes that
+    back only at its end. After an error no strategy can make variables any
+    more, in the whole process.
+    """
+    scope = tf.compat.v1.get_variable_scope()
+    before = scope.caching_device
+    try:
+        yield
+    except BaseException:
+        if not tf.executing_eagerly():
+            scope.set_caching_device(before)
+        raise
 
 
 def run_steps(step: Callable, state: Any, num_steps: Any) -> Any:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import directional_derivative
+from keras_hposgld.core.loop import variable_scope_kept
 from keras_hposgld.core.projection import push_forward
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
@@ -266,13 +267,15 @@ def _by_direction(hypers: list, function: Callable, like: list) -> list:
         ]
         return function(direction, row)
 
+    signature = [tf.TensorSpec(x.shape, x.dtype) for x in like]
     try:
-        return tf.map_fn(
-            one,
-            tf.range(sum(sizes)),
-            fn_output_signature=[tf.TensorSpec(x.shape, x.dtype) for x in like],
-            parallel_iterations=1,
-        )
+        with variable_scope_kept():
+            return tf.map_fn(
+                one,
+                tf.range(sum(sizes)),
+                fn_output_signature=signature,
+                parallel_iterations=1,
+            )
     except RuntimeError as error:
         # How TensorFlow names an average within a loop of a replica.
         if "merge_call" not in str(error):

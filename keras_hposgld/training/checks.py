@@ -79,15 +79,15 @@ def check_schedule(
     number = min(len(steps), MAX_STEPS_CHECKED)
     chosen = np.linspace(steps[0], steps[-1], number).round().astype("int64")
 
-    @tf.function(autograph=False)
-    def rates():  # a schedule takes one step at a time
-        return tf.map_fn(
-            lambda step: sampler.learning_rate_at(step, "float64"),
-            tf.constant(chosen),
-            fn_output_signature=tf.float64,
-        )
+    def rate_at(step):  # a schedule takes one step at a time
+        return sampler.learning_rate_at(step, "float64")
 
-    values = rates().numpy()
+    traced = tf.function(rate_at, autograph=False)
+    try:
+        values = [float(traced(tf.constant(step))) for step in chosen]
+    except (TypeError, AttributeError, NotImplementedError):
+        # One that computes with numbers, for a `fit` that runs eagerly.
+        values = [float(rate_at(tf.constant(step))) for step in chosen]
     largest = int(np.argmax(values))
     for owner in owners:
         try:

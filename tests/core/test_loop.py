@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -176,3 +177,32 @@ def test_a_large_batch_leaves_no_temporary_variable_behind():
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_error_in_forward_mode_leaves_strategies_as_they_are():
+    # The first call is that of the step, the next one that of a direction.
+    calls = []
+
+    def inner(strength, weight, batch):
+        calls.append(1)
+        if len(calls) > 1:
+            raise ValueError("no such objective")
+        return strength * weight**2
+
+    problem = hs.BilevelProblem(inner, lambda h, w, b: w)
+
+    @tf.function(autograph=False)
+    def call():
+        return hs.hypergradient(
+            problem,
+            tf.constant(0.1),
+            tf.constant(1.0),
+            estimator="fmd",
+            sampler=hs.SGLD(0.1),
+        ).hypergradient
+
+    with pytest.raises(ValueError, match="no such objective"):
+        call()
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        keras.Variable(1.0)
+    assert tf.compat.v1.get_variable_scope().caching_device is None
