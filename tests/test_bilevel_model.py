@@ -328,9 +328,9 @@ def test_outer_objective_is_evaluated_in_inference_mode():
     "estimator",
     [
         "adjoint_sgld",
-        "score_covariance",
-        "ift_cg",
-        "rmd",
+        pytest.param("score_covariance", marks=pytest.mark.slow),
+        pytest.param("ift_cg", marks=pytest.mark.slow),
+        pytest.param("rmd", marks=pytest.mark.slow),
         pytest.param("ift_neumann", marks=pytest.mark.slow),
         pytest.param("fmd", marks=pytest.mark.slow),
     ],

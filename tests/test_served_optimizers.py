@@ -127,8 +127,17 @@ def test_schedule_counts_inner_steps():
     assert int(learner.optimizer.iterations.numpy()) == 2 * CHAIN
 
 
-@pytest.mark.parametrize("name", ["adam", "sgld_momentum", "psgld"])
-@pytest.mark.parametrize("way", ["keras", "checkpoint"])
+@pytest.mark.parametrize(
+    "name, way",
+    [
+        ("adam", "keras"),
+        ("psgld", "checkpoint"),
+        pytest.param("sgld_momentum", "keras", marks=pytest.mark.slow),
+        pytest.param("psgld", "keras", marks=pytest.mark.slow),
+        pytest.param("adam", "checkpoint", marks=pytest.mark.slow),
+        pytest.param("sgld_momentum", "checkpoint", marks=pytest.mark.slow),
+    ],
+)
 def test_state_of_the_sampler_is_saved_and_resumed(name, way, tmp_path):
     def make():
         optimizer = hs.PSGLD(0.05, 1e-4, momentum=0.5, seed=2)

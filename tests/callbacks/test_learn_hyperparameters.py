@@ -87,7 +87,9 @@ def frozen_hyper_optimizer():
         ),
     ],
 )
-@pytest.mark.parametrize("steps_per_execution", [1, 4])
+@pytest.mark.parametrize(
+    "steps_per_execution", [pytest.param(1, marks=pytest.mark.slow), 4]
+)
 def test_training_is_what_it_is_without(make_optimizer, steps_per_execution):
     # Hyperparameters that do not move leave no trace in the training: not in
     # weights, moving statistics, dropout's generator, optimizer or metrics.
@@ -184,8 +186,15 @@ def test_chain_works_on_the_examples_that_were_trained_on_last():
         assert targets[row.tobytes()] == target
 
 
-@pytest.mark.parametrize("batch_size", [7, 96])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "batch_size, jit_compile",
+    [
+        (7, False),
+        pytest.param(96, False, marks=pytest.mark.slow),
+        pytest.param(7, True, marks=pytest.mark.slow),
+        pytest.param(96, True, marks=pytest.mark.slow),
+    ],
+)
 def test_batches_of_any_size_are_recorded(batch_size, jit_compile):
     model = make_model(jit_compile=jit_compile)
     callback = make_callback(every=1)
@@ -284,6 +293,7 @@ def test_best_weights_come_back_with_their_hyperparameters():
     )
 
 
+@pytest.mark.slow
 def test_model_is_left_as_it_was():
     model = make_model()
     callback = make_callback()

@@ -25,6 +25,7 @@ PLACES = {
     "label_smoothing": ("loss", {"from_logits": True}),
     "example_weights": ("example_weights", {"num_examples": 16}),
 }
+QUICK = ("l2", "label_smoothing", "example_weights")
 LOSSES = [alias for alias, (place, _) in PLACES.items() if place == "loss"]
 
 
@@ -67,7 +68,13 @@ def fit(learner):
     )
 
 
-@pytest.mark.parametrize("alias", REGISTRY.aliases)
+@pytest.mark.parametrize(
+    "alias",
+    [
+        pytest.param(alias, marks=[] if alias in QUICK else pytest.mark.slow)
+        for alias in REGISTRY.aliases
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*exported layer")
 @pytest.mark.filterwarnings("ignore:The hyperparameters were updated")
 def test_kind_is_a_citizen(alias, tmp_path):

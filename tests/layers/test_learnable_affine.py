@@ -304,6 +304,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not():
     assert np.abs(run_chains(5) - first).max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"jit_compile": False}, {"jit_compile": True}])
 def test_compiled_iterations_give_the_eager_result(how):
     results = []
@@ -341,6 +342,7 @@ def test_mixed_precision_interpolates_in_float32():
     assert np.all(np.isfinite(seen)) and np.all(seen[:, 0] != 0)
 
 
+@pytest.mark.slow
 def test_outer_images_open_the_range_or_close_it():
     # A bar at one angle or at a right angle to it, by its own label; in the
     # outer data bars of the first kind are turned, too.
