@@ -126,11 +126,11 @@ def check_seed(name: str, value: Any) -> int:
     return int(value)
 
 
-def _is_integer(value):
+def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _as_float(value):
+def _as_float(value: Any) -> float:
     """`value` as a float, NaN where it is not a number at all."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return math.nan

@@ -13,6 +13,7 @@ Two conventions keep a step of the chain at two gradient passes:
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def linearize_gradient(
         )
         gradient = transform(_times(1.0 / loss_scale, _dense(gradient)))
 
-    def pullback(vector):
+    def pullback(vector: list) -> list:
         if len(vector) != len(gradient):  # would crash in TensorFlow
             raise ValueError(
                 "`vector` must have one entry for each of the params. "
@@ -204,13 +205,13 @@ def difference_along(
     return [tf.cast(length / distance, c.dtype) * c for c in change]
 
 
-def _seed(value, loss_scale):
+def _seed(value: tf.Tensor, loss_scale: float) -> tf.Tensor | None:
     if loss_scale == 1.0:
         return None
     return tf.fill(value.shape, tf.constant(loss_scale, value.dtype))
 
 
-def _times(factor, gradients):
+def _times(factor: float, gradients: list) -> list:
     if factor == 1.0:
         return gradients
     return [
@@ -219,7 +220,7 @@ def _times(factor, gradients):
     ]
 
 
-def _dense(gradients):
+def _dense(gradients: Iterable) -> list:
     return [
         None if gradient is None else tf.convert_to_tensor(gradient)
         for gradient in gradients

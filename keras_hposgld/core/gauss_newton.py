@@ -17,6 +17,7 @@ Reference:
 import contextlib
 import threading
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -76,7 +77,7 @@ def mark_predictions(predictions: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _cut_by(function):
+def _cut_by(function: Callable) -> Iterator[None]:
     before = getattr(_cutting, "function", None)
     _cutting.function = function
     try:
@@ -100,12 +101,13 @@ def gauss_newton_product(
     Raises:
         ValueError: If the objective marks nothing.
     """
-    predictions, leaves = [], []
+    predictions: list = []
+    leaves: list = []
     with tf.GradientTape(
         persistent=True, watch_accessed_variables=False
     ) as second_tape:
 
-        def cut(prediction):
+        def cut(prediction: tf.Tensor) -> tf.Tensor:
             # The loss sees a leaf, so that its derivatives end there.
             leaf = tf.stop_gradient(prediction)
             second_tape.watch(leaf)
@@ -153,7 +155,9 @@ def gauss_newton_product(
     ]
 
 
-def _jacobian_product(tape, outputs, inputs, vector):
+def _jacobian_product(
+    tape: tf.GradientTape, outputs: list, inputs: list, vector: list
+) -> list:
     # The transposed product is linear in what comes from above; its derivative
     # by that is the product. In a graph nothing else of it is computed.
     above = [tf.ones_like(output) for output in outputs]

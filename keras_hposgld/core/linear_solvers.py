@@ -131,7 +131,7 @@ class NeumannSeries(NamedTuple):
         return self.num_terms + self._num_probes
 
     @property
-    def _num_probes(self):
+    def _num_probes(self) -> int:
         return POWER_ITERATIONS if self.step_size is None else 0
 
     def start(self, rhs: list) -> NeumannState:
@@ -170,7 +170,7 @@ class NeumannSeries(NamedTuple):
             step_size=tf.where(is_probe, step_size, state.step_size),
         )
 
-    def _add_term(self, state, matvec):
+    def _add_term(self, state: NeumannState, matvec: Callable) -> NeumannState:
         x = plus_scaled(state.x, state.step_size, state.residual)
         return state._replace(
             x=x, residual=plus_scaled(state.rhs, -1.0, matvec(x))
@@ -206,14 +206,14 @@ def solve(solver: Any, matvec: Callable, rhs: list) -> tuple[list, tf.Tensor]:
 
 
 def neumann_series(
-    matvec: Callable, rhs: list, num_terms: int, step_size
+    matvec: Callable, rhs: list, num_terms: int, step_size: Any
 ) -> tuple[list, tf.Tensor]:
     """Solves by `NeumannSeries(num_terms, step_size)`."""
     return solve(NeumannSeries(num_terms, step_size), matvec, rhs)
 
 
 def conjugate_gradient(
-    matvec: Callable, rhs: list, max_iterations: int, tolerance
+    matvec: Callable, rhs: list, max_iterations: int, tolerance: float
 ) -> tuple[list, tf.Tensor]:
     """Solves by `ConjugateGradient(max_iterations, tolerance)`."""
     return solve(ConjugateGradient(max_iterations, tolerance), matvec, rhs)
@@ -242,7 +242,7 @@ def largest_curvature(
     """
     start = _power_start(start)
 
-    def body(k, vector, size):
+    def body(k: tf.Tensor, vector: list, size: tf.Tensor) -> tuple:
         scaled = [
             tf.math.divide_no_nan(tensor, tf.cast(size, tensor.dtype))
             for tensor in vector
@@ -260,11 +260,11 @@ def largest_curvature(
     return size
 
 
-def _power_start(vector):
+def _power_start(vector: list) -> list:
     return plus_scaled(vector, norm(vector), _pseudo_random_like(vector))
 
 
-def _normalized(vector):
+def _normalized(vector: list) -> tuple[list, tf.Tensor]:
     """A vector of length one, and its length before."""
     length = norm(vector)
     return [
@@ -273,11 +273,11 @@ def _normalized(vector):
     ], length
 
 
-def _where(condition, left, right):
+def _where(condition: tf.Tensor, left: list, right: list) -> list:
     return [tf.where(condition, a, b) for a, b in zip(left, right, strict=True)]
 
 
-def _pseudo_random_like(vector):
+def _pseudo_random_like(vector: list) -> list:
     """A vector of about unit length, the same one under any compiler.
 
     Only raw random integers are the same everywhere.
@@ -286,7 +286,7 @@ def _pseudo_random_like(vector):
     # The variance of a uniform number between -1 and 1 is 1 / 3.
     scale = tf.sqrt(3.0 / tf.cast(tf.add_n(sizes), tf.float32)) / 2.0**31
 
-    def draw(position, tensor):
+    def draw(position: int, tensor: tf.Tensor) -> tf.Tensor:
         words = tf.random.stateless_uniform(
             tf.shape(tensor),
             seed=[0, position],

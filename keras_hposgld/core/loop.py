@@ -62,7 +62,7 @@ def run_pooling_steps(step: Callable, state: Any, num_steps: Any) -> Any:
     if tf.executing_eagerly():
         return run_steps(step, state, num_steps)
 
-    def refusing(state, index):
+    def refusing(state: Any, index: tf.Tensor) -> Any:
         state = step(state, index)
         if _pools_at_its_maximum(index.graph):
             raise _MaxPooling
@@ -83,7 +83,7 @@ class _MaxPooling(Exception):
     """What was traced is to be traced in another way."""
 
 
-def _pools_at_its_maximum(graph):
+def _pools_at_its_maximum(graph: tf.Graph) -> bool:
     """Whether the graph, or a function that it calls, has such a gradient."""
     definition = graph.as_graph_def()
     functions = definition.library.function

@@ -9,6 +9,8 @@ times the size of the window, is the one entry that is not zero.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,7 +18,12 @@ _tensorflow_max_pool = tf.nn.max_pool
 
 
 def max_pool(
-    input, ksize, strides, padding, data_format=None, name=None
+    input: tf.Tensor,
+    ksize: Any,
+    strides: Any,
+    padding: Any,
+    data_format: str | None = None,
+    name: str | None = None,
 ) -> tf.Tensor:
     """As `tf.nn.max_pool`, which it leaves all that it does not serve to."""
     window = _window(input, ksize, strides, padding, data_format)
@@ -27,17 +34,17 @@ def max_pool(
     options = {"ksize": window, "strides": window, "padding": "VALID"}
 
     @tf.custom_gradient
-    def pool(x):
+    def pool(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         y = tf.raw_ops.MaxPool(input=x, **options)
 
         @tf.custom_gradient
-        def backward(upstream):
-            def placed(grad):
+        def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            def placed(grad: tf.Tensor) -> tf.Tensor:
                 return tf.raw_ops.MaxPoolGrad(
                     orig_input=x, orig_output=y, grad=grad, **options
                 )
 
-            def picked(cotangent):
+            def picked(cotangent: tf.Tensor) -> tf.Tensor:
                 at_maximum = placed(tf.ones_like(y)) * cotangent
                 return math.prod(window) * tf.nn.avg_pool2d(
                     at_maximum, window, window, "VALID"
@@ -50,7 +57,13 @@ def max_pool(
     return pool(input)
 
 
-def _window(x, ksize, strides, padding, data_format):
+def _window(
+    x: tf.Tensor,
+    ksize: Any,
+    strides: Any,
+    padding: Any,
+    data_format: str | None,
+) -> list[int] | None:
     """Height and width of the windows, with ones around; `None`: not served."""
     if x.shape.rank != 4 or data_format not in (None, "NHWC"):
         return None

@@ -7,8 +7,10 @@ the derivative is refused before it is made.
 
 import contextlib
 import re
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
+from typing import NoReturn
 
 import tensorflow as tf
 
@@ -87,14 +89,14 @@ def ctc_loss(labels: Any, logits: tf.Tensor, *args: Any, **kwargs: Any) -> Any:
     return _tensorflow_ctc_loss(labels, logits, *args, **kwargs)
 
 
-def _once_differentiable(x, operation):
+def _once_differentiable(x: tf.Tensor, operation: str) -> tf.Tensor:
     """`x`; who differentiates a gradient by it gets an error."""
 
     @tf.custom_gradient
-    def identity(x):
+    def identity(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         @tf.custom_gradient
-        def gradient(upstream):
-            def refuse(_):
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            def refuse(_: tf.Tensor) -> NoReturn:
                 raise missing(operation)
 
             return tf.identity(upstream), refuse
@@ -104,7 +106,7 @@ def _once_differentiable(x, operation):
     return identity(x)
 
 
-def _operation_of(text):
+def _operation_of(text: str) -> tuple[str, str]:
     """The operation that an error of TensorFlow's names, and its place."""
     found = re.search(r"no entry for: (\w+)|\(op type: (\w+)\)", text)
     if not found:
@@ -116,7 +118,7 @@ def _operation_of(text):
     return operation, _names_in_graph(operation)
 
 
-def _names_in_graph(operation):
+def _names_in_graph(operation: str) -> str:
     """Names of the operations of a kind, in the graph that is traced."""
     graph, names = tf.compat.v1.get_default_graph(), []
     while graph is not None:

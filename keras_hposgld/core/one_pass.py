@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,7 +25,7 @@ def in_one_pass(function: Callable) -> Callable:
     compiled = tf.function(function, autograph=False, jit_compile=True)
 
     @functools.wraps(function)
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         tensors = filter(tf.is_tensor, tf.nest.flatten(arguments))
         worthwhile = any(is_large(tensor.shape) for tensor in tensors)
         if tf.executing_eagerly() or not worthwhile:

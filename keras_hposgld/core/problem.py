@@ -130,7 +130,9 @@ class BilevelProblem:
         """What the first inner step is handed."""
         return self._initial_carry
 
-    def inner(self, hyperparameters, params, batch, carry):
+    def inner(
+        self, hyperparameters: Any, params: Any, batch: Any, carry: Any
+    ) -> tuple[tf.Tensor, Any]:
         """Evaluates the inner objective: `(scalar, next carry)`."""
         if self.carries:
             value, carry = self.inner_objective(
@@ -140,14 +142,16 @@ class BilevelProblem:
             value = self.inner_objective(hyperparameters, params, batch)
         return _scalar(value, "inner_objective"), carry
 
-    def outer(self, hyperparameters, params, batch, carry):
+    def outer(
+        self, hyperparameters: Any, params: Any, batch: Any, carry: Any
+    ) -> tf.Tensor:
         """Evaluates the outer objective: a scalar."""
-        arguments = (hyperparameters, params, batch)
+        arguments: tuple = (hyperparameters, params, batch)
         if self.carries:
             arguments += (carry,)
         return _scalar(self.outer_objective(*arguments), "outer_objective")
 
-    def decay_of(self, hyperparameters, params):
+    def decay_of(self, hyperparameters: Any, params: Any) -> Any:
         """The decoupled decay, like the params; `None` where there is none."""
         if self.decay is None:
             return None
@@ -166,10 +170,10 @@ class BilevelProblem:
             params: Structure of tensors, likewise.
         """
 
-        def pack(structure, tensors):
+        def pack(structure: Any, tensors: list) -> Any:
             return tf.nest.pack_sequence_as(structure, tensors)
 
-        def flat(objective):
+        def flat(objective: Callable) -> Callable:
             return lambda hypers, weights, *rest: objective(
                 pack(hyperparameters, hypers), pack(params, weights), *rest
             )
@@ -177,15 +181,15 @@ class BilevelProblem:
         initial_params = None
         if self.initial_params is not None:
 
-            def initial_params(hypers):
+            def initial_params(hypers: list) -> list:
                 start = self.initial_params(pack(hyperparameters, hypers))
                 return tf.nest.flatten(start)
 
         decay = None
         if self.decay is not None:
 
-            def decay(hypers, weights):
-                given = self.decay(
+            def decay(hypers: list, weights: list) -> list:
+                given = self.decay_of(
                     pack(hyperparameters, hypers), pack(params, weights)
                 )
                 return tf.nest.flatten(given)
@@ -193,7 +197,7 @@ class BilevelProblem:
         project = None
         if self.project is not None:
 
-            def project(weights):
+            def project(weights: list) -> list:
                 return tf.nest.flatten(self.project(pack(params, weights)))
 
         return BilevelProblem(
@@ -206,7 +210,7 @@ class BilevelProblem:
         )
 
 
-def _scalar(value, name):
+def _scalar(value: Any, name: str) -> tf.Tensor:
     value = tf.convert_to_tensor(value)
     if value.shape.rank != 0:
         raise ValueError(

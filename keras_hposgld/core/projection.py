@@ -71,11 +71,13 @@ def push_forward(function: Callable, before: list, vector: list) -> list:
     return pushed
 
 
-def _restricted(function, before, like):
+def _restricted(
+    function: Callable, before: list, like: list
+) -> tuple[Callable, list, list[int]]:
     """The projection of what is not free, the inputs, and which they are."""
     numbers = [n for n, x in enumerate(before) if tf.is_tensor(x)]
 
-    def restricted(inputs):
+    def restricted(inputs: list) -> list:
         params = list(like)  # whose values do not matter where they are free
         for n, value in zip(numbers, inputs, strict=True):
             params[n] = value
@@ -85,7 +87,7 @@ def _restricted(function, before, like):
     return restricted, [_off_zero(before[n]) for n in numbers], numbers
 
 
-def _off_zero(x):
+def _off_zero(x: tf.Tensor) -> tf.Tensor:
     """The tensor with zeros a little above, where norms have a derivative.
 
     A root of a sum of squares has none at zero, and TensorFlow makes no number

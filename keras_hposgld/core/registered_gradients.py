@@ -18,6 +18,7 @@ what it has looked up. Values and first derivatives stay what they are.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record  # what a tape sees
@@ -39,7 +40,7 @@ def register_gradients() -> None:
         entries["ResizeBilinearGrad"]["type"] = _bilinear_gradient_gradient
 
 
-def _bilinear_gradient(op, upstream):
+def _bilinear_gradient(op: Any, upstream: tf.Tensor) -> tuple:
     """The gradient of `ResizeBilinear`, for derivatives of any order."""
     image, options = op.inputs[0], _attributes(op, OPTIONS)
     # Not by `tf.custom_gradient`, which a forward accumulator passes by in a
@@ -49,39 +50,39 @@ def _bilinear_gradient(op, upstream):
             grads=upstream, original_image=image, **options
         )
 
-    def resized(cotangent):
+    def resized(cotangent: tf.Tensor) -> list:
         return [_bilinear(cotangent, upstream, options)]
 
     record.record_operation("Placed", [placed], [upstream], resized)
     return placed, None
 
 
-def _bilinear_gradient_gradient(op, cotangent):
+def _bilinear_gradient_gradient(op: Any, cotangent: tf.Tensor) -> tuple:
     grads = op.inputs[0]
     if grads is None:  # on a tape, which does not keep it
         return None, None
     return _bilinear(cotangent, grads, _attributes(op, OPTIONS)), None
 
 
-def _bilinear(images, like, options):
+def _bilinear(images: tf.Tensor, like: tf.Tensor, options: dict) -> tf.Tensor:
     return tf.raw_ops.ResizeBilinear(images=images, size=_size(like), **options)
 
 
-def _bicubic(op, cotangent):
+def _bicubic(op: Any, cotangent: tf.Tensor) -> tuple:
     resized = tf.raw_ops.ResizeBicubic(
         images=cotangent, size=_size(op.inputs[0]), **_attributes(op, OPTIONS)
     )
     return resized, None
 
 
-def _nearest(op, cotangent):
+def _nearest(op: Any, cotangent: tf.Tensor) -> tuple:
     resized = tf.raw_ops.ResizeNearestNeighbor(
         images=cotangent, size=_size(op.inputs[0]), **_attributes(op, OPTIONS)
     )
     return resized, None
 
 
-def _antialiased(op, cotangent):
+def _antialiased(op: Any, cotangent: tf.Tensor) -> tuple:
     grads, _, scale, translation = op.inputs
     resized = tf.raw_ops.ScaleAndTranslate(
         images=cotangent,
@@ -93,18 +94,18 @@ def _antialiased(op, cotangent):
     return resized, None, None, None
 
 
-def _softsign(op, cotangent):
+def _softsign(op: Any, cotangent: tf.Tensor) -> tuple:
     # The gradient is `grads / (1 + |x|)^2`.
     grads, x = op.inputs
     by_grads = cotangent / tf.square(1.0 + tf.abs(x))
     return by_grads, -2.0 * grads * by_grads * tf.sign(x) / (1.0 + tf.abs(x))
 
 
-def _attributes(op, names):
+def _attributes(op: Any, names: tuple[str, ...]) -> dict:
     return {name: op.get_attr(name) for name in names}
 
 
-def _size(images):
+def _size(images: tf.Tensor) -> tf.Tensor:
     return tf.shape(images)[1:3]
 
 

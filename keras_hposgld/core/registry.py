@@ -31,7 +31,7 @@ class Registry:
             ValueError: If the alias belongs to another class.
         """
 
-        def decorate(cls):
+        def decorate(cls: type) -> type:
             known = self._classes.get(alias, cls)
             if known.__qualname__ != cls.__qualname__:
                 raise ValueError(

@@ -16,7 +16,9 @@ is in `registered_gradients`, what nobody has in `missing_derivatives`.
 
 import contextlib
 import threading
+from collections.abc import Callable
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -31,13 +33,23 @@ _depth = 0
 register_gradients()
 
 
-def moments(x, axes, shift=None, keepdims=False, name=None) -> tuple:
+def moments(
+    x: Any,
+    axes: Any,
+    shift: Any = None,
+    keepdims: bool = False,
+    name: str | None = None,
+) -> tuple:
     """As `tf.nn.moments`, for derivatives of any order."""
     mean, variance = _tensorflow_moments(x, axes, shift, keepdims, name)
     return mean, variance - tf.square(mean - tf.stop_gradient(mean))
 
 
-OURS = {"moments": moments, "max_pool": max_pool, "ctc_loss": ctc_loss}
+OURS: dict[str, Callable] = {
+    "moments": moments,
+    "max_pool": max_pool,
+    "ctc_loss": ctc_loss,
+}
 TENSORFLOWS = {name: getattr(tf.nn, name) for name in OURS}
 
 
@@ -61,6 +73,6 @@ def differentiable_twice() -> Iterator[None]:
                 _put(TENSORFLOWS)
 
 
-def _put(functions):
+def _put(functions: dict[str, Callable]) -> None:
     for name, function in functions.items():
         setattr(tf.nn, name, function)

@@ -26,14 +26,14 @@ def zeros_like(vector: list) -> list:
 def add(*vectors: list) -> list:
     """The sum of vectors; `None` stands for zero, and for a sum of zeros."""
 
-    def one(parts):
+    def one(parts: tuple) -> tf.Tensor | None:
         given = [part for part in parts if part is not None]
         return sum(given[1:], start=given[0]) if given else None
 
     return [one(parts) for parts in zip(*vectors, strict=True)]
 
 
-def scaled(scale, vector: list) -> list:
+def scaled(scale: Any, vector: list) -> list:
     """`scale * vector`; `None` stands for zero and stays it."""
     if isinstance(scale, float) and scale == 1.0:
         return vector
@@ -66,7 +66,7 @@ def plus(left: list, right: list) -> list:
     return [a if b is None else a + b for a, b in zip(left, right, strict=True)]
 
 
-def plus_scaled(left: list, scale, right: list) -> list:
+def plus_scaled(left: list, scale: Any, right: list) -> list:
     """`left + scale * right`, in the dtypes of `left`.
 
     `None` on the right stands for zero.
@@ -77,7 +77,7 @@ def plus_scaled(left: list, scale, right: list) -> list:
     ]
 
 
-def _plus_scaled(a, scale, b):
+def _plus_scaled(a: tf.Tensor, scale: Any, b: tf.Tensor) -> tf.Tensor:
     if isinstance(scale, float) and scale in (0.0, -1.0):
         return a - b if scale else a  # without a pass for the product
     # A difference, which TensorFlow leaves as it is. It merges sums, and makes
@@ -87,7 +87,7 @@ def _plus_scaled(a, scale, b):
     return a - (-_in_dtype(scale, a.dtype)) * b
 
 
-def _in_dtype(scale, dtype):
+def _in_dtype(scale: Any, dtype: tf.DType) -> tf.Tensor:
     # A cast would take a Python float through float32.
     if isinstance(scale, float):
         return tf.constant(scale, dtype)
