@@ -68,48 +68,48 @@ class Form(NamedTuple):
     adapts: bool = True
 
 
-def _adam_slots(optimizer):
+def _adam_slots(optimizer: Any) -> tuple[str, ...]:
     extra = ("_velocity_hats",) if optimizer.amsgrad else ()
     return ("_momentums", "_velocities", *extra)
 
 
-def _adam_velocity(s):
+def _adam_velocity(s: Slots) -> tf.Tensor:
     v = s.of["_velocity_hats" if s.optimizer.amsgrad else "_velocities"]
     rate = s.rate * tf.sqrt(1.0 - s.power("beta_2"))
     rate /= 1.0 - s.power("beta_1")
     return rate / (tf.sqrt(v) + s.constant("epsilon"))
 
 
-def _adamax_velocity(s):
+def _adamax_velocity(s: Slots) -> tf.Tensor:
     scale = (1.0 - s.power("beta_1")) * (s.of["_u"] + s.constant("epsilon"))
     return s.rate / scale
 
 
-def _nadam_scale(s):
+def _nadam_scale(s: Slots) -> tf.Tensor:
     """alpha over the root of the corrected mean of the squared gradients."""
     corrected = s.of["_velocities"] / (1.0 - s.power("beta_2"))
     return s.rate / (tf.sqrt(corrected) + s.constant("epsilon"))
 
 
-def _nadam_momentum(s, number):
+def _nadam_momentum(s: Slots, number: tf.Tensor) -> tf.Tensor:
     """u, the momentum of a step by Nadam's schedule."""
     decay = keras.ops.cast(0.96, s.rate.dtype) ** number
     return s.constant("beta_1") * (1.0 - 0.5 * decay)
 
 
-def _nadam_velocity(s):
+def _nadam_velocity(s: Slots) -> tf.Tensor:
     ahead = _nadam_momentum(s, s.number + 1.0)
     product = tf.cast(s.of["_u_product"], s.rate.dtype) * ahead
     return _nadam_scale(s) * ahead / (1.0 - product)
 
 
-def _nadam_direct(s):
+def _nadam_direct(s: Slots) -> tf.Tensor:
     product = tf.cast(s.of["_u_product"], s.rate.dtype)
     weight = (1.0 - _nadam_momentum(s, s.number)) / (1.0 - product)
     return _nadam_scale(s) * weight
 
 
-def _rmsprop_slots(optimizer):
+def _rmsprop_slots(optimizer: Any) -> tuple[str, ...]:
     return (
         "_velocities",
         *(("_momentums",) if optimizer.momentum > 0 else ()),
@@ -117,7 +117,7 @@ def _rmsprop_slots(optimizer):
     )
 
 
-def _rmsprop_force(s):
+def _rmsprop_force(s: Slots) -> tf.Tensor:
     square = s.of["_velocities"]
     if s.optimizer.centered:
         square = square - tf.square(s.of["_average_gradients"])
@@ -126,15 +126,15 @@ def _rmsprop_force(s):
     return s.rate * tf.math.rsqrt(square + s.constant("epsilon"))
 
 
-def _beta_1(optimizer):
+def _beta_1(optimizer: Any) -> float:
     return optimizer.beta_1
 
 
-def _mean_of_gradients(s):
+def _mean_of_gradients(s: Slots) -> float:
     return 1.0 - s.optimizer.beta_1
 
 
-def _in_float32(number):
+def _in_float32(number: float) -> float:
     # Keras casts some of its constants, and a cast goes through float32.
     return float(np.float32(number))
 

@@ -5,6 +5,9 @@ finds cells that hold tensors, so that the step is a pure function, inside of
 any loop and under any compiler.
 """
 
+from typing import Any
+
+import keras
 import tensorflow as tf
 
 
@@ -18,7 +21,13 @@ class StandIn:
         iterations: Integer tensor, the number of steps before.
     """
 
-    def __init__(self, optimizer, state, position, iterations):
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        state: dict[str, list],
+        position: int,
+        iterations: tf.Tensor,
+    ):
         self._optimizer = optimizer
         self.iterations = iterations
         for name, slots in state.items():
@@ -27,49 +36,51 @@ class StandIn:
             else:
                 setattr(self, name, [_Cell(slots[position])])
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)  # constants such as beta_1
 
-    def step(self, gradient, param, rate):
+    def step(
+        self, gradient: tf.Tensor, param: tf.Tensor, rate: tf.Tensor
+    ) -> tf.Tensor:
         """The weight after the step; the slots are moved too."""
         cell = _Cell(param)
         type(self._optimizer).update_step(self, gradient, cell, rate)
         return cell.tensor
 
-    def slot(self, name):
+    def slot(self, name: str) -> tf.Tensor:
         """A slot of the weight, after the step."""
         (cell,) = getattr(self, name)
         return cell.tensor
 
-    def _get_variable_index(self, variable):
+    def _get_variable_index(self, variable: Any) -> int:
         return 0
 
-    def assign(self, cell, value):
+    def assign(self, cell: "_Cell", value: Any) -> None:
         cell.tensor = tf.cast(value, cell.dtype)
 
-    def assign_add(self, cell, value):
+    def assign_add(self, cell: "_Cell", value: Any) -> None:
         cell.tensor = cell.tensor + tf.cast(value, cell.dtype)
 
-    def assign_sub(self, cell, value):
+    def assign_sub(self, cell: "_Cell", value: Any) -> None:
         cell.tensor = cell.tensor - tf.cast(value, cell.dtype)
 
 
 class _Cell:
     """A tensor where Keras expects a variable."""
 
-    def __init__(self, tensor):
+    def __init__(self, tensor: tf.Tensor):
         self.tensor = tensor
 
     @property
-    def dtype(self):
+    def dtype(self) -> tf.DType:
         return self.tensor.dtype
 
     @property
-    def shape(self):
+    def shape(self) -> tf.TensorShape:
         return self.tensor.shape
 
-    def __tf_tensor__(self, dtype=None, name=None):
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> tf.Tensor:
         return self.tensor
 
-    def __sub__(self, other):
+    def __sub__(self, other: Any) -> tf.Tensor:
         return self.tensor - other

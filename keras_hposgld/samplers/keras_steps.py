@@ -8,6 +8,7 @@ averages after, clipping first) follows the order of Keras.
 The form of each step, which derivatives need, is in `keras_forms.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -107,7 +108,7 @@ class KerasSteps(Sampler):
         """The optimizer whose steps these are."""
         return self.optimizer
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"from_optimizer({type(self.optimizer).__name__})"
 
     def first_step(self, is_new: bool) -> Any:
@@ -131,7 +132,15 @@ class KerasSteps(Sampler):
             state["_u_product"] = [tf.ones([], params[0].dtype)]
         return state
 
-    def step(self, params, gradient, decay, state, index, seed):
+    def step(
+        self,
+        params: list,
+        gradient: list,
+        decay: list | None,
+        state: dict,
+        index: Any,
+        seed: Any,
+    ) -> tuple[list, dict]:
         """Moves the weights by one step, see `Sampler.step`."""
         optimizer, rate = self.optimizer, rate_of(self.optimizer, index)
         iterations = tf.cast(index, optimizer.iterations.dtype)
@@ -175,7 +184,9 @@ class KerasSteps(Sampler):
             return None
         return self._scale(self._form.direct, vector, state, index)
 
-    def uniform_scale(self, state: dict, index: Any, dtype: Any):
+    def uniform_scale(
+        self, state: dict, index: Any, dtype: Any
+    ) -> tf.Tensor | None:
         """The learning rate for SGD without Nesterov's look ahead."""
         if self._form.adapts or self._form.velocity is not None:
             return None
@@ -216,7 +227,9 @@ class KerasSteps(Sampler):
         """1 for SGD; `None` where the step adapts to the gradient."""
         return None if self._form.adapts else 1.0
 
-    def _scale(self, function, vector, state, index):
+    def _scale(
+        self, function: Callable, vector: list, state: dict, index: Any
+    ) -> list:
         rate = rate_of(self.optimizer, index)
         return [
             part
@@ -234,7 +247,7 @@ class KerasSteps(Sampler):
             for position, part in enumerate(vector)
         ]
 
-    def _own_rate(self, position):
+    def _own_rate(self, position: int) -> float | None:
         """The weight decay of a weight, `None` where it has none."""
         optimizer = self.optimizer
         if optimizer.weight_decay is None:
@@ -247,7 +260,7 @@ class KerasSteps(Sampler):
             return None
         return optimizer.weight_decay
 
-    def _count_momentum(self, state, iterations):
+    def _count_momentum(self, state: dict, iterations: tf.Tensor) -> dict:
         """What Nadam does once a step: the product of its momenta so far."""
         if not self._counts_momentum:
             return state
@@ -257,7 +270,9 @@ class KerasSteps(Sampler):
         product = product * (1.0 - 0.5 * keras.ops.power(0.96, number))
         return state | {"_u_product": [product]}
 
-    def _average(self, average, param, iterations):
+    def _average(
+        self, average: tf.Tensor, param: tf.Tensor, iterations: tf.Tensor
+    ) -> tf.Tensor:
         """The moving average of a weight, which starts at the first value."""
         not_first = tf.cast(iterations != 0, param.dtype)
         momentum = not_first * self.optimizer.ema_momentum

@@ -10,6 +10,7 @@ and different weights have different noise.
 """
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,12 +26,14 @@ def seed_from(number: int) -> tf.Tensor:
     return tf.constant(signed, tf.int32)
 
 
-def fold_in(seed, number):
+def fold_in(seed: tf.Tensor, number: Any) -> tf.Tensor:
     """Derives a seed from a seed and an integer of up to 64 bits."""
     return _random_words([2], seed, number)
 
 
-def unit_noise(shape, dtype, noise, seed):
+def unit_noise(
+    shape: Any, dtype: Any, noise: str, seed: tf.Tensor
+) -> tf.Tensor:
     """Draws noise of zero mean and unit variance.
 
     Args:
@@ -57,7 +60,13 @@ def unit_noise(shape, dtype, noise, seed):
     return tf.cast(draws, dtype)
 
 
-def plus_noise(tensor, scale, noise, seeds, variances=None):
+def plus_noise(
+    tensor: tf.Tensor,
+    scale: tf.Tensor,
+    noise: str,
+    seeds: list,
+    variances: tf.Tensor | None = None,
+) -> tf.Tensor:
     """`tensor + scale * z`, with z the mean of the noise of the seeds.
 
     Args:
@@ -78,44 +87,51 @@ def plus_noise(tensor, scale, noise, seeds, variances=None):
 # Of logarithm and cosine TensorFlow's own are faster than XLA's, so that
 # Gaussian noise is left to it.
 @in_one_pass
-def _plus_signs(tensor, scale, words, variances):
+def _plus_signs(
+    tensor: tf.Tensor,
+    scale: tf.Tensor,
+    words: list,
+    variances: tf.Tensor | None,
+) -> tf.Tensor:
     shape = _shape_of(tensor)
     size = _size(shape)
     signs = [_signs(one, shape, size, tensor.dtype) for one in words]
     return tensor + scale * _spread(_mean(signs), variances)
 
 
-def _shape_of(tensor):
+def _shape_of(tensor: tf.Tensor) -> Any:
     static = tensor.shape.is_fully_defined()
     return tensor.shape if static else tf.shape(tensor)
 
 
-def _size(shape):
+def _size(shape: Any) -> Any:
     return tf.reduce_prod(shape) if tf.is_tensor(shape) else math.prod(shape)
 
 
-def _spread(draws, variances):
+def _spread(draws: tf.Tensor, variances: tf.Tensor | None) -> tf.Tensor:
     return draws if variances is None else tf.sqrt(variances) * draws
 
 
-def _mean(draws):
+def _mean(draws: list) -> tf.Tensor:
     if len(draws) == 1:
         return draws[0]
     return sum(draws[1:], start=draws[0]) * (1.0 / len(draws))
 
 
-def _signs(words, shape, size, dtype):
+def _signs(words: tf.Tensor, shape: Any, size: Any, dtype: Any) -> tf.Tensor:
     """Plus or minus one for each bit of the words, up to the size."""
     bits = tf.bitwise.right_shift(words, tf.range(32)) & 1
     signs = tf.cast(1 - 2 * bits, dtype)
     return tf.reshape(tf.reshape(signs, [-1])[:size], shape)
 
 
-def _words_of_bits(number, seed):
+def _words_of_bits(number: Any, seed: tf.Tensor) -> tf.Tensor:
     return _random_words([-(-number // 32), 1], seed)
 
 
-def _random_words(shape, seed, number=None):
+def _random_words(
+    shape: list, seed: tf.Tensor, number: Any = None
+) -> tf.Tensor:
     # `tf.random.stateless_uniform` scrambles its seed first, by a dozen small
     # operations for each weight; here `fold_in` has done that. One named
     # algorithm, since the automatic choice depends on the device.

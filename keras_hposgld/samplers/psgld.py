@@ -138,7 +138,7 @@ class PSGLD(SGLD):
         """The bound of the preconditioner."""
         return (1.0 + self.epsilon) / self.epsilon
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: list, trainable_variables: Any = None) -> None:
         """As in Keras; then the preconditioner is renewed."""
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise ValueError(
@@ -157,13 +157,15 @@ class PSGLD(SGLD):
         ):
             self.assign(variable, value)
 
-    def _noise_variances(self, own):
+    def _noise_variances(self, own: dict) -> tf.Tensor:
         return own["preconditioner"]
 
-    def _force(self, rate, vector, own):
+    def _force(
+        self, rate: tf.Tensor, vector: tf.Tensor, own: dict
+    ) -> tf.Tensor:
         return _product(rate, vector, own["preconditioner"])
 
-    def _remember(self, own, gradient):
+    def _remember(self, own: dict, gradient: tf.Tensor) -> dict:
         weight = tf.constant(1.0 - self.beta_2, gradient.dtype)
         squares = _renewed(weight, gradient, own["squares"])
         return own | {"squares": squares}
@@ -176,16 +178,20 @@ class PSGLD(SGLD):
 
 
 @in_one_pass
-def _product(rate, vector, preconditioner):
+def _product(
+    rate: tf.Tensor, vector: tf.Tensor, preconditioner: tf.Tensor
+) -> tf.Tensor:
     return rate * (preconditioner * vector)
 
 
 @in_one_pass
-def _renewed(weight, gradient, squares):
+def _renewed(
+    weight: tf.Tensor, gradient: tf.Tensor, squares: tf.Tensor
+) -> tf.Tensor:
     return squares + weight * (tf.square(gradient) - squares)
 
 
-def _relative_roots(squares):
+def _relative_roots(squares: list) -> list:
     """Roots of the squares over their mean; zero where there are none yet."""
     mean = _mean(squares)
     return [
@@ -194,7 +200,7 @@ def _relative_roots(squares):
     ]
 
 
-def _mean(tensors):
+def _mean(tensors: list) -> tf.Tensor:
     """The mean of all entries of all tensors, in float32 or wider."""
     dtype = tensors[0].dtype if tensors[0].dtype.size >= 4 else tf.float32
     total = sum(tf.reduce_sum(tf.cast(tensor, dtype)) for tensor in tensors)

@@ -131,7 +131,9 @@ class Sampler(abc.ABC):
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """alpha, the learning rate of step `index`, as a scalar tensor."""
 
-    def uniform_scale(self, state: dict, index: Any, dtype: Any):
+    def uniform_scale(
+        self, state: dict, index: Any, dtype: Any
+    ) -> tf.Tensor | None:
         """A B as a scalar tensor, if it is the same number for all weights.
 
         A number saves a pass over the weights. `None` (default): it is not one
@@ -202,7 +204,9 @@ class Sampler(abc.ABC):
         return 1.0
 
 
-def effective_scale(sampler: Sampler, vector: list, state: dict, index) -> list:
+def effective_scale(
+    sampler: Sampler, vector: list, state: dict, index: Any
+) -> list:
     """S times a vector: what a force that stays moves the weights by.
 
     S = A B / (1 - mu) + E, so that `S grad L_T + alpha d = 0` where a chain
@@ -259,7 +263,7 @@ def clip_as(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
     return optimizer._clip_gradients(gradients)
 
 
-def _clip_by_global_norm(gradients, limit):
+def _clip_by_global_norm(gradients: list, limit: float) -> list:
     """As Keras does, whose derivative is NaN where all gradients are zero."""
     squares = [ops.sum(ops.square(g)) for g in gradients if g is not None]
     square = ops.sum(ops.stack(squares))

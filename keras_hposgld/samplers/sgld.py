@@ -30,14 +30,13 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.core.checks import check_seed
+from keras_hposgld.samplers.langevin_step import LangevinStep
 from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.samplers.noise import NOISES
-from keras_hposgld.samplers.noise import plus_noise
 from keras_hposgld.samplers.registry import register
 from keras_hposgld.samplers.sampler import clip_as
 from keras_hposgld.samplers.sampler import exact_rate
 from keras_hposgld.samplers.sampler import rate_of
-from keras_hposgld.samplers.sampler import Sampler
 
 INTEGRATORS = ("euler", "averaged")
 SCALES = ("force_scale", "velocity_scale")
@@ -47,7 +46,7 @@ ALL_ARGUMENTS = (*ARGUMENTS, "momentum", "integrator")  # but the learning rate
 
 
 @register("sgld")
-class SGLD(Sampler, keras.optimizers.Optimizer):
+class SGLD(LangevinStep, keras.optimizers.Optimizer):
     """Stochastic gradient Langevin dynamics as a Keras optimizer.
 
     It drives the inner chain of every estimator. By the same step it samples an
@@ -154,11 +153,20 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
             for name in self.slot_names
         }
 
-    def step(self, params, gradient, decay, state, index, seed):
+    def step(
+        self,
+        params: list,
+        gradient: list,
+        decay: list | None,
+        state: dict,
+        index: Any,
+        seed: Any,
+    ) -> tuple[list, dict]:
         """Moves the weights by one step, see `Sampler.step`."""
         gradient, rates = self.clip(gradient), self._rates(params, index)
         seeds = self._seeds(seed, index)
-        moved, after = [], {name: [] for name in state}
+        moved: list = []
+        after: dict[str, list] = {name: [] for name in state}
         for position, param in enumerate(params):
             param, own = self._move_one(
                 param,
@@ -184,7 +192,9 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         rates = self._rates(vector, index)
         return [rates[part.dtype] * part for part in vector]
 
-    def uniform_scale(self, state: dict, index: Any, dtype: Any):
+    def uniform_scale(
+        self, state: dict, index: Any, dtype: Any
+    ) -> tf.Tensor | None:
         """The learning rate; `None` where a subclass has scales of its own."""
         own = [getattr(type(self), name) for name in SCALES]
         known = own == [getattr(SGLD, name) for name in SCALES]
@@ -207,7 +217,7 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
 
     # What Keras calls.
 
-    def build(self, variables):
+    def build(self, variables: list) -> None:
         """Creates the slots; called by Keras."""
         if self.built:
             return
@@ -219,7 +229,9 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
             for name in self.slot_names
         }
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: Any
+    ) -> None:
         # Called by Keras for each variable, with its gradient clipped. Keras
         # documents `_get_variable_index` for subclasses.
         step = tf.convert_to_tensor(self.iterations)
@@ -240,58 +252,14 @@ class SGLD(Sampler, keras.optimizers.Optimizer):
         for name, slots in self._slots.items():
             self.assign(slots[position], own[name])
 
-    # The step of one weight.
-
-    def _rates(self, tensors, index):
+    def _rates(self, tensors: list, index: Any) -> dict:
         """The learning rate in each dtype that occurs."""
         return {
             dtype: self.learning_rate_at(index, dtype)
             for dtype in {tensor.dtype for tensor in tensors}
         }
 
-    def _seeds(self, seed, index):
-        """The seeds whose noise a step averages; none without noise."""
-        steps = [index] if self.integrator == "euler" else [index, index + 1]
-        has_noise = self.law_temperature is not None
-        return [fold_in(seed, step) for step in steps if has_noise]
-
-    def _move_one(self, param, gradient, decay, own, rate, seeds):
-        if decay is not None:  # first, as in Keras's AdamW
-            param = param - decay * rate
-        force = self._force(rate, gradient, own)
-        own = self._remember(own, gradient)
-        if not self.momentum:
-            return self._plus_noise(param - force, 1.0, own, rate, seeds), own
-        velocity = self._plus_noise(
-            self.momentum * own["velocity"] + force, -1.0, own, rate, seeds
-        )
-        return param - velocity, own | {"velocity": velocity}
-
-    def _plus_noise(self, tensor, sign, own, rate, seeds):
-        if not seeds:
-            return tensor
-        variance = 2.0 * (1.0 - self.momentum) * self.temperature
-        root = tf.sqrt(rate * tf.constant(variance, rate.dtype))
-        return plus_noise(
-            tensor,
-            (sign * self.noise_scale) * root,
-            self.noise,
-            seeds,
-            self._noise_variances(own),
-        )
-
-    # What a preconditioner changes.
-
-    def _noise_variances(self, own):
-        return None
-
-    def _force(self, rate, vector, own):
-        return rate * vector
-
-    def _remember(self, own, gradient):
-        return own
-
-    def get_config(self):
+    def get_config(self) -> dict:
         learning_rate = super().get_config()["learning_rate"]
         given = self._given_learning_rate
         if given is not None and learning_rate == np.float32(given):
