@@ -114,6 +114,22 @@ def norm(vector: list) -> tf.Tensor:
     return tf.sqrt(2.0 * sum(halves))
 
 
+def times_rows(rows: list, vector: list) -> tf.Tensor:
+    """A vector times a Jacobian with one row for each direction."""
+    return tf.add_n(
+        [
+            tf.cast(
+                tf.linalg.matvec(
+                    tf.reshape(part, [part.shape[0], -1]),
+                    tf.reshape(other, [-1]),
+                ),
+                vector[0].dtype,
+            )
+            for part, other in zip(rows, vector, strict=True)
+        ]
+    )
+
+
 def agreement(vector: list, reference: list) -> tuple[float, float]:
     """Cosine of the angle between two vectors, and the ratio of lengths.
 

@@ -34,10 +34,11 @@ from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import refuse_moving_start
 from keras_hposgld.estimators.law import law_products
 from keras_hposgld.estimators.law import other_hessian_product
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
 from keras_hposgld.estimators.sampled import SampledState
-from keras_hposgld.estimators.sampled import Step
+from keras_hposgld.estimators.step import Step
 
 CURVATURES = ("hessian", "gauss_newton")
 PRODUCTS = ("exact", "difference")
@@ -118,12 +119,12 @@ class AdjointSGLD(SampledEstimator):
         w = zeros_like(params) if chain.sampler.momentum else []
         return Adjoint(q, kept[len(params) :] or w, zero, zero)
 
-    def sources(self, chain: Chain, own: Adjoint, position) -> list:
+    def sources(self, chain: Chain, own: Adjoint, position: Position) -> list:
         params = position.params if self._is_exact else []
         return [*chain.hyperparameters, *params]
 
     @property
-    def _is_exact(self):
+    def _is_exact(self) -> bool:
         return (self.curvature, self.hessian_product) == ("hessian", "exact")
 
     def contribute(self, chain: Chain, own: Adjoint, step: Step) -> tuple:

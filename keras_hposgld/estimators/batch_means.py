@@ -24,6 +24,7 @@ Reference:
 """
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class BatchMeans(NamedTuple):
     batches: tf.Tensor  # (number of batches,): weighted sums, shifted
 
     @classmethod
-    def zero(cls, number: int, dtype) -> "BatchMeans":
+    def zero(cls, number: int, dtype: Any) -> "BatchMeans":
         """Before the first contribution.
 
         Args:
@@ -54,7 +55,12 @@ class BatchMeans(NamedTuple):
         return cls(two, two, tf.zeros([num_batches], dtype))
 
     def add(
-        self, values, weights, is_first, position, number: int
+        self,
+        values: Any,
+        weights: Any,
+        is_first: tuple,
+        position: Any,
+        number: int,
     ) -> "BatchMeans":
         """Adds the contribution of a step.
 
@@ -110,7 +116,7 @@ class BatchMeans(NamedTuple):
         return tf.sqrt(variance) / num_samples
 
 
-def _sizes(number):
+def _sizes(number: int) -> list[int]:
     """The sizes of the batches: equal ones, and the last takes the rest."""
     num_batches = min(number, max(2, math.isqrt(number)))
     size = number // num_batches

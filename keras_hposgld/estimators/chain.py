@@ -104,7 +104,7 @@ class Chain(NamedTuple):
         """
         carried: list = []
 
-        def inner(params):
+        def inner(params: list) -> tuple[tf.Tensor, Any]:
             value, carry = self.problem.inner(
                 self.hyperparameters, params, batch, position.carry
             )
@@ -287,7 +287,9 @@ def batch_at(batches: Any, index: Any) -> Any:
     )
 
 
-def refuse_moving_start(estimator, problem: BilevelProblem, why: str) -> None:
+def refuse_moving_start(
+    estimator: Any, problem: BilevelProblem, why: str
+) -> None:
     """Refuses problems whose chain starts at a function of hyperparameters."""
     if problem.initial_params is not None:
         raise ValueError(

@@ -39,7 +39,9 @@ def follow(
     )
 
 
-def descend(chain: Chain, state: DescentState, index, inner_batch):
+def descend(
+    chain: Chain, state: DescentState, index: Any, inner_batch: Any
+) -> DescentState:
     """The state after one more step."""
     inner = chain.linearize(state.position, inner_batch, sources=[])
     return follow(chain, state, inner, index)

@@ -60,8 +60,8 @@ def run_chain(
     estimator: HypergradientEstimator,
     chain: Chain,
     params: list | None,
-    inner_batches=None,
-    outer_batches=None,
+    inner_batches: Any = None,
+    outer_batches: Any = None,
     *,
     runner: Runner = LOCAL_RUNNER,
 ) -> Estimate:
@@ -79,14 +79,20 @@ def run_chain(
             own values of all the arguments above and of the estimate.
     """
 
-    def init(chain, params):
+    def init(chain: Chain, params: Any) -> Any:
         if chain.problem.initial_params is not None:
             params = chain.problem.initial_params(chain.hyperparameters)
         # Tensors of their own: where a param *is* a hyperparameter (the
         # identity as `initial_params`), a tape could not tell the two apart.
         return estimator.init(chain, [tf.identity(param) for param in params])
 
-    def step(state, index, chain, inner_batches, outer_batches):
+    def step(
+        state: Any,
+        index: Any,
+        chain: Chain,
+        inner_batches: Any,
+        outer_batches: Any,
+    ) -> Any:
         return estimator.step(
             chain,
             state,
@@ -95,10 +101,10 @@ def run_chain(
             batch_at(outer_batches, index),
         )
 
-    def close(state, number, chain, *batches):
+    def close(state: Any, number: Any, chain: Chain, *batches: Any) -> Any:
         return estimator.close(chain, state, number, *batches)
 
-    def finish(chain, state, *batches):
+    def finish(chain: Chain, state: Any, *batches: Any) -> Estimate:
         estimate = estimator.finish(chain, state, *batches)
         return poison_if_short(estimate, batches, estimator.num_steps)
 
@@ -130,7 +136,7 @@ def poison_if_short(
         return estimate
     is_short = tf.reduce_any(tf.stack(short))
 
-    def poisoned(x):
+    def poisoned(x: tf.Tensor) -> tf.Tensor:
         return tf.where(is_short, tf.constant(float("nan"), x.dtype), x)
 
     return estimate._replace(

@@ -88,23 +88,35 @@ class HypergradientEstimator(abc.ABC):
 
     @abc.abstractmethod
     def step(
-        self, chain: Chain, state, index, inner_batch, outer_batch
+        self,
+        chain: Chain,
+        state: Any,
+        index: Any,
+        inner_batch: Any,
+        outer_batch: Any,
     ) -> NamedTuple:
         """The state after inner step number `index`, counted from 0."""
 
-    def turn(self, chain: Chain, state, inner_batches, outer_batches) -> Any:
+    def turn(
+        self, chain: Chain, state: Any, inner_batches: Any, outer_batches: Any
+    ) -> Any:
         """The state before the second loop, from the one after the chain."""
         return state
 
     def close(
-        self, chain: Chain, state, number, inner_batches, outer_batches
+        self,
+        chain: Chain,
+        state: Any,
+        number: Any,
+        inner_batches: Any,
+        outer_batches: Any,
     ) -> Any:
         """The state after step `number` of the second loop, from 0."""
         return state
 
     @abc.abstractmethod
     def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
+        self, chain: Chain, state: Any, inner_batches: Any, outer_batches: Any
     ) -> Estimate:
         """The estimate, from the state after the last step.
 
@@ -141,6 +153,6 @@ class HypergradientEstimator(abc.ABC):
         """Rebuilds an estimator from what `get_config` returned."""
         return cls(**config)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         arguments = (f"{k}={v!r}" for k, v in self.get_config().items())
         return f"{type(self).__name__}({', '.join(arguments)})"

@@ -6,6 +6,8 @@ identity, so no second derivative is needed. Hyperparameters that enter the
 inner objective get no gradient through it.
 """
 
+from typing import Any
+
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import vector_jacobian_product
 from keras_hposgld.core.vectors import plus
@@ -49,7 +51,7 @@ class FirstOrder(HypergradientEstimator):
     def __init__(self, num_steps: int = 20):
         self.num_steps = check_count("num_steps", num_steps, 1)
 
-    def init(self, chain: Chain, params: list):
+    def init(self, chain: Chain, params: list) -> descent.DescentState:
         if chain.problem.initial_params is None:
             raise ValueError(
                 "`FirstOrder` needs a problem with `initial_params`: without, "
@@ -58,11 +60,22 @@ class FirstOrder(HypergradientEstimator):
             )
         return descent.start(chain, params)
 
-    def step(self, chain: Chain, state, index, inner_batch, outer_batch):
+    def step(
+        self,
+        chain: Chain,
+        state: descent.DescentState,
+        index: Any,
+        inner_batch: Any,
+        outer_batch: Any,
+    ) -> descent.DescentState:
         return descent.descend(chain, state, index, inner_batch)
 
     def finish(
-        self, chain: Chain, state, inner_batches, outer_batches
+        self,
+        chain: Chain,
+        state: descent.DescentState,
+        inner_batches: Any,
+        outer_batches: Any,
     ) -> Estimate:
         hypers = list(chain.hyperparameters)
         outer = descent.outer_at_end(

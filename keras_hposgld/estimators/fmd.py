@@ -13,6 +13,7 @@ beside the weights has a Jacobian Y of its own, which enters G.
 """
 
 from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -23,6 +24,7 @@ from keras_hposgld.core.loop import variable_scope_kept
 from keras_hposgld.core.projection import push_forward
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.core.vectors import times_rows
 from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
@@ -110,7 +112,12 @@ class FMD(HypergradientEstimator):
         return FMDState(now, z, u, y)
 
     def step(
-        self, chain: Chain, state: FMDState, index, inner_batch, outer_batch
+        self,
+        chain: Chain,
+        state: FMDState,
+        index: Any,
+        inner_batch: Any,
+        outer_batch: Any,
     ) -> FMDState:
         hypers, before = list(chain.hyperparameters), state.now.position
         params = before.params
@@ -138,7 +145,9 @@ class FMD(HypergradientEstimator):
             )
         return FMDState(now, z, u if state.u else [], y)
 
-    def _rows(self, chain, state, before, batch):
+    def _rows(
+        self, chain: Chain, state: FMDState, before: Position, batch: Any
+    ) -> tuple[list, list, list]:
         """Derivatives of gradient, decay and carry, one row a direction."""
         hypers, params = list(chain.hyperparameters), before.params
         by_carry, carry = carried.sources(chain.problem, before.carry)
@@ -146,7 +155,7 @@ class FMD(HypergradientEstimator):
         decaying = [n for n, part in enumerate(decay) if part is not None]
         sizes = [len(hypers), len(params), len(by_carry)]
 
-        def outputs(inputs):
+        def outputs(inputs: list) -> list:
             lambdas, thetas, by_carry = _split(inputs, sizes)
             moved = chain._replace(
                 hyperparameters=lambdas, average=lambda tensors: tensors
@@ -176,7 +185,9 @@ class FMD(HypergradientEstimator):
             decay[n] = part
         return chain.mean(g), decay, y
 
-    def _through_clipping(self, chain, gradient, rows, hypers):
+    def _through_clipping(
+        self, chain: Chain, gradient: list, rows: list, hypers: list
+    ) -> list:
         """The derivative of clipping times each of the rows."""
         clipped = chain.sampler.clip(list(gradient))
         if all(a is b for a, b in zip(clipped, gradient, strict=True)):
@@ -190,7 +201,11 @@ class FMD(HypergradientEstimator):
         )
 
     def finish(
-        self, chain: Chain, state: FMDState, inner_batches, outer_batches
+        self,
+        chain: Chain,
+        state: FMDState,
+        inner_batches: Any,
+        outer_batches: Any,
     ) -> Estimate:
         hypers, position = list(chain.hyperparameters), state.now.position
         outer = descent.outer_at_end(
@@ -207,9 +222,9 @@ class FMD(HypergradientEstimator):
             for a, b in zip(inner.pullback(outer.v), by_lambda, strict=True)
         ]
         chain.report_unused(dependence, outer.direct)
-        total = _times_rows(state.z, outer.v)
+        total = times_rows(state.z, outer.v)
         if state.y:
-            (by_carry,) = chain.mean([_times_rows(state.y, outer.by_carry)])
+            (by_carry,) = chain.mean([times_rows(state.y, outer.by_carry)])
             total += tf.cast(by_carry, total.dtype)
         parts = tf.split(total, [x.shape.num_elements() for x in hypers])
         indirect = [
@@ -223,22 +238,6 @@ class FMD(HypergradientEstimator):
 
     def copies_in_chain(self, num_hyperparameters: int) -> tuple[int, int]:
         return 3 + 2 * num_hyperparameters, 2
-
-
-def _times_rows(rows: list, vector: list) -> tf.Tensor:
-    """A vector times a Jacobian with one row for each direction."""
-    return tf.add_n(
-        [
-            tf.cast(
-                tf.linalg.matvec(
-                    tf.reshape(part, [part.shape[0], -1]),
-                    tf.reshape(other, [-1]),
-                ),
-                vector[0].dtype,
-            )
-            for part, other in zip(rows, vector, strict=True)
-        ]
-    )
 
 
 def _split(parts: list, sizes: list) -> list:
@@ -259,7 +258,7 @@ def _by_direction(hypers: list, function: Callable, like: list) -> list:
 
     # In eager mode `tf.map_fn` would rewrite the user's objective.
     @tf.autograph.experimental.do_not_convert
-    def one(row):
+    def one(row: tf.Tensor) -> list:
         unit = tf.split(tf.one_hot(row, sum(sizes), dtype="float64"), sizes)
         direction = [
             tf.cast(tf.reshape(part, tensor.shape), tensor.dtype)

@@ -145,21 +145,21 @@ def hypergradient(
     )
 
 
-def _kept(previous):
+def _kept(previous: Estimate | None) -> tuple:
     """What a chain goes on with: memory, state of the sampler, steps taken."""
     if previous is None:
         return (), None, 0
     return previous.memory, previous.sampler_state, previous.num_steps
 
 
-def _float_tensors(name, structure):
+def _float_tensors(name: str, structure: Any) -> Any:
     """Tensors of their own, through which no tape looks back.
 
     Of their own, since a tape could not tell apart two hyperparameters that
     are the same tensor, or one that an objective closes over as well.
     """
 
-    def one(x):
+    def one(x: Any) -> tf.Tensor:
         if isinstance(x, numbers.Integral):  # those of NumPy too
             x = float(x)
         try:
@@ -187,10 +187,10 @@ def _float_tensors(name, structure):
     return tensors
 
 
-def _checked(name, batches, num_steps):
+def _checked(name: str, batches: Any, num_steps: int) -> Any:
     """Batches as constants, whose leading axis is long enough."""
 
-    def one(x):
+    def one(x: Any) -> tf.Tensor | None:
         if x is None:
             return None
         x = tf.stop_gradient(tf.convert_to_tensor(x))
@@ -216,7 +216,7 @@ def _checked(name, batches, num_steps):
     return tf.nest.map_structure(one, batches)
 
 
-def _seed(seed):
+def _seed(seed: Any) -> tf.Tensor:
     """64 bits, as an integer tensor of shape `(2,)`."""
     if not tf.is_tensor(seed) and np.ndim(seed) == 0:
         return seed_from(check_seed("seed", seed))

@@ -36,10 +36,11 @@ from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
 from keras_hposgld.estimators.sampled import SampledState
-from keras_hposgld.estimators.sampled import Step
+from keras_hposgld.estimators.step import Step
 
 CURVATURES = ("paper", "telescoped")
 
@@ -101,7 +102,7 @@ class HPOSGLD(SampledEstimator):
         y = [*zeros_like(chain.hyperparameters), *u]
         return Sums(y if chain.sampler.momentum else [], u)
 
-    def sources(self, chain: Chain, own: Sums, position) -> list:
+    def sources(self, chain: Chain, own: Sums, position: Position) -> list:
         return [*chain.hyperparameters, *(position.params if own.u else [])]
 
     def weights(self) -> np.ndarray:
@@ -128,7 +129,9 @@ class HPOSGLD(SampledEstimator):
             u = self._plus_change_of_v(chain, u, step, v, to_come)
         return Sums(y if own.y else [], u), Multiple(rate, loss[:number])
 
-    def _plus_change_of_v(self, chain, u, step, v, to_come):
+    def _plus_change_of_v(
+        self, chain: Chain, u: list, step: Step, v: list, to_come: tf.Tensor
+    ) -> list:
         """Adds how v_m came about, from v_0 on, as often as it is to come."""
         is_sample = step.index >= self.burn_in
         if self.curvature == "telescoped":  # the sum of v's changes is v_m

@@ -51,7 +51,7 @@ class ImplicitEstimator(HypergradientEstimator):
 
     @property
     @abc.abstractmethod
-    def solver(self):
+    def solver(self) -> ConjugateGradient | NeumannSeries:
         """A solver of `core.linear_solvers`."""
 
     @property
@@ -70,10 +70,23 @@ class ImplicitEstimator(HypergradientEstimator):
             )
         return descent.start(chain, params)
 
-    def step(self, chain: Chain, state, index, inner_batch, outer_batch):
+    def step(
+        self,
+        chain: Chain,
+        state: descent.DescentState,
+        index: Any,
+        inner_batch: Any,
+        outer_batch: Any,
+    ) -> descent.DescentState:
         return descent.descend(chain, state, index, inner_batch)
 
-    def turn(self, chain: Chain, state, inner_batches, outer_batches):
+    def turn(
+        self,
+        chain: Chain,
+        state: descent.DescentState,
+        inner_batches: Any,
+        outer_batches: Any,
+    ) -> Solving:
         outer = descent.outer_at_end(
             chain, state.position, outer_batches, self.num_steps
         )
@@ -85,9 +98,14 @@ class ImplicitEstimator(HypergradientEstimator):
         )
 
     def close(
-        self, chain: Chain, state: Solving, number, inner_batches, _
+        self,
+        chain: Chain,
+        state: Solving,
+        number: Any,
+        inner_batches: Any,
+        _: Any,
     ) -> Solving:
-        def matvec(vector):
+        def matvec(vector: list) -> list:
             _, product = self._products(chain, state.now, inner_batches, vector)
             return plus_scaled(product, self.damping, vector)
 
@@ -95,7 +113,13 @@ class ImplicitEstimator(HypergradientEstimator):
             system=self.solver.step(state.system, number, matvec)
         )
 
-    def _products(self, chain, now, inner_batches, vector):
+    def _products(
+        self,
+        chain: Chain,
+        now: descent.DescentState,
+        inner_batches: Any,
+        vector: list,
+    ) -> tuple:
         """A vector times the mixed derivative, and the Hessian times it."""
         index, position = self.num_steps - 1, now.position
         # Linearized within the loop: a tape from outside of a `tf.while_loop`
@@ -109,7 +133,11 @@ class ImplicitEstimator(HypergradientEstimator):
         return law_products(chain, inner, position, scales, vector)
 
     def finish(
-        self, chain: Chain, state: Solving, inner_batches, outer_batches
+        self,
+        chain: Chain,
+        state: Solving,
+        inner_batches: Any,
+        outer_batches: Any,
     ) -> Estimate:
         x, residual = self.solver.solution(state.system)
         direct = unpack(state.direct)

@@ -80,7 +80,7 @@ def other_hessian_product(
             Hessian, by one more gradient a little further along the vector.
     """
 
-    def at(params):
+    def at(params: list) -> Position:
         return position._replace(params=params)
 
     if curvature != "gauss_newton":

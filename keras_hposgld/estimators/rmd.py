@@ -115,7 +115,12 @@ class RMD(HypergradientEstimator):
         return Path(now, kept)
 
     def step(
-        self, chain: Chain, state: Path, index, inner_batch, outer_batch
+        self,
+        chain: Chain,
+        state: Path,
+        index: Any,
+        inner_batch: Any,
+        outer_batch: Any,
     ) -> Path:
         before = state.now.position
         now = descent.descend(chain, state.now, index, inner_batch)
@@ -128,7 +133,9 @@ class RMD(HypergradientEstimator):
         )
         return Path(now, kept)
 
-    def turn(self, chain: Chain, state: Path, inner_batches, outer_batches):
+    def turn(
+        self, chain: Chain, state: Path, inner_batches: Any, outer_batches: Any
+    ) -> Adjoints:
         outer = descent.outer_at_end(
             chain, state.now.position, outer_batches, self.num_steps, True
         )
@@ -143,7 +150,12 @@ class RMD(HypergradientEstimator):
         )
 
     def close(
-        self, chain: Chain, state: Adjoints, number, inner_batches, _
+        self,
+        chain: Chain,
+        state: Adjoints,
+        number: Any,
+        inner_batches: Any,
+        _: Any,
     ) -> Adjoints:
         index = self.num_steps - 1 - number
         place = self.num_closing_steps - 1 - number
@@ -185,7 +197,11 @@ class RMD(HypergradientEstimator):
         )
 
     def finish(
-        self, chain: Chain, state: Adjoints, inner_batches, outer_batches
+        self,
+        chain: Chain,
+        state: Adjoints,
+        inner_batches: Any,
+        outer_batches: Any,
     ) -> Estimate:
         h, now = state.h, state.path.now
         start = chain.problem.initial_params
@@ -204,7 +220,7 @@ class RMD(HypergradientEstimator):
         return self.num_closing_steps + 4, 2
 
 
-def _to_keep(chain, before, after):
+def _to_keep(chain: Chain, before: Position, after: Position) -> tuple:
     """What a step back needs: where the step began, its scales, its end."""
     slots = after.sampler_state
     names = chain.sampler.scale_slots

@@ -33,31 +33,7 @@ from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
 from keras_hposgld.estimators.position import OuterGradient
 from keras_hposgld.estimators.position import Position
-from keras_hposgld.estimators.scales import Scales
-
-
-class Step(NamedTuple):
-    """What an estimator's equations refer to.
-
-    Attributes:
-        index: Integer tensor, the number of the step, from 0.
-        before: `Position` theta^{m-1}, where the step began.
-        after: `Position` theta^m.
-        inner: `LinearizedGradient` at theta^{m-1}.
-        outer: `OuterGradient`, where `outer_at_end_of_step` says.
-        scales: `Scales` of the step.
-        inner_batch: The batch of the inner objective.
-        outer_batch: The batch of the outer objective.
-    """
-
-    index: Any
-    before: Position
-    after: Position
-    inner: LinearizedGradient
-    outer: OuterGradient
-    scales: Scales
-    inner_batch: Any
-    outer_batch: Any
+from keras_hposgld.estimators.step import Step
 
 
 class Losses(NamedTuple):
@@ -97,7 +73,13 @@ class SampledEstimator(HypergradientEstimator):
     outer_at_end_of_step = False
     outer_every = 1
 
-    def _set_lengths(self, burn_in, num_samples, outer_every=1, fewest=1):
+    def _set_lengths(
+        self,
+        burn_in: int,
+        num_samples: int,
+        outer_every: int = 1,
+        fewest: int = 1,
+    ) -> None:
         self.burn_in = check_count("burn_in", burn_in, 0)
         self.num_samples = check_count("num_samples", num_samples, fewest)
         self.outer_every = check_count("outer_every", outer_every, 1)
@@ -168,7 +150,12 @@ class SampledEstimator(HypergradientEstimator):
         )
 
     def step(
-        self, chain: Chain, state: SampledState, index, inner_batch, outer_batch
+        self,
+        chain: Chain,
+        state: SampledState,
+        index: Any,
+        inner_batch: Any,
+        outer_batch: Any,
     ) -> SampledState:
         """The state after inner step number `index`."""
         before = state.position
@@ -224,7 +211,11 @@ class SampledEstimator(HypergradientEstimator):
         )
 
     def finish(
-        self, chain: Chain, state: SampledState, inner_batches, outer_batches
+        self,
+        chain: Chain,
+        state: SampledState,
+        inner_batches: Any,
+        outer_batches: Any,
     ) -> Estimate:
         """The estimate, from the state after the last step."""
         number, first = self.num_samples, self._first_contribution
@@ -242,15 +233,23 @@ class SampledEstimator(HypergradientEstimator):
         return Estimate(**fields | self.conclude(chain, state))
 
     @property
-    def _is_sample(self):
+    def _is_sample(self) -> np.ndarray:
         return np.arange(self.num_steps) >= self.burn_in
 
     @property
-    def _first_contribution(self):
+    def _first_contribution(self) -> int:
         """The first step that has a weight."""
         return int(np.argmax(self.weights() > 0))
 
-    def _outer(self, chain, params, carry, batch, last, index):
+    def _outer(
+        self,
+        chain: Chain,
+        params: list,
+        carry: Any,
+        batch: Any,
+        last: Any,
+        index: Any,
+    ) -> tuple[OuterGradient, Any]:
         """One replica's outer gradient, and what to keep for the next step.
 
         It is renewed at the first step and at every `outer_every`-th counted
@@ -262,7 +261,7 @@ class SampledEstimator(HypergradientEstimator):
         hypers = list(chain.hyperparameters)
         depends = [True] * len(hypers)
 
-        def renew():
+        def renew() -> OuterGradient:
             now = chain.outer(params, carry, batch)
             depends[:] = [gradient is not None for gradient in now.direct]
             return now._replace(
@@ -279,7 +278,9 @@ class SampledEstimator(HypergradientEstimator):
         ]
         return now._replace(direct=shown), now
 
-    def _losses(self, losses, inner, outer, index):
+    def _losses(
+        self, losses: Losses, inner: tf.Tensor, outer: tf.Tensor, index: Any
+    ) -> Losses:
         dtype = losses.inner_total.dtype
         counts = tf.cast(index >= self.burn_in, dtype)
         # What the burn-in writes into the first place, sample 1 overwrites.

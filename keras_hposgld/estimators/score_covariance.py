@@ -23,10 +23,11 @@ from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import refuse_moving_start
+from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
 from keras_hposgld.estimators.sampled import SampledState
-from keras_hposgld.estimators.sampled import Step
+from keras_hposgld.estimators.step import Step
 
 
 class Moments(NamedTuple):
@@ -70,21 +71,29 @@ class ScoreCovariance(SampledEstimator):
         refuse_moving_start(
             self, chain.problem, "it is a property of the distribution alone"
         )
-        if not chain.sampler.law_temperature:
+        self._temperature(chain)  # refuses what has none
+        zero = zeros_like(chain.hyperparameters)
+        return Moments(zero, tf.zeros([], params[0].dtype), zero)
+
+    def _temperature(self, chain: Chain) -> float:
+        """That of the law."""
+        temperature = chain.sampler.law_temperature
+        if not temperature:
             raise ValueError(
                 "`ScoreCovariance` needs a temperature above 0: the "
                 "covariance is divided by it. Received: "
                 f"sampler={chain.sampler!r}, whose law has none. Use "
                 "`SGLD(temperature=...)`."
             )
-        zero = zeros_like(chain.hyperparameters)
-        return Moments(zero, tf.zeros([], params[0].dtype), zero)
+        return temperature
 
-    def differentiate(self, chain: Chain, own, position, batch):
+    def differentiate(
+        self, chain: Chain, own: Moments, position: Position, batch: Any
+    ) -> LinearizedGradient:
         """First derivatives alone, by one backward pass."""
         carried = []
 
-        def inner_objective(params):
+        def inner_objective(params: list) -> tf.Tensor:
             value, carry = chain.problem.inner(
                 chain.hyperparameters, params, batch, position.carry
             )
@@ -133,13 +142,12 @@ class ScoreCovariance(SampledEstimator):
             own.outer + weight * deviation,
             plus_scaled(own.covariance, counts, product),
         )
-        temperature: Any = chain.sampler.law_temperature
-        return moments, scaled(1.0 / temperature, product)
+        return moments, scaled(1.0 / self._temperature(chain), product)
 
     def conclude(self, chain: Chain, state: SampledState) -> dict:
         # h holds sums over M samples; a covariance has M - 1 degrees of
         # freedom, one of which the running means have taken.
-        number, temperature = self.num_samples, chain.sampler.law_temperature
+        number, temperature = self.num_samples, self._temperature(chain)
         missing = 1.0 / (temperature * number * (number - 1.0))
         return {
             "hypergradient": plus_scaled(
