@@ -83,9 +83,11 @@ class WeightHyperparameter(Hyperparameter):
     """Base of what belongs to single weights: the learned regularizers.
 
     Attributes:
+        name: String, by which configs tell it from others of its class.
         is_from_file: Whether a file has said which weights it is for.
     """
 
+    name: str
     is_from_file = False
 
     @abc.abstractmethod

@@ -54,15 +54,15 @@ class BilevelLearner(Learner):
             replace(self, self.regularizer, used)
         return super().find_hyperparameters()
 
-    def _prepare(self):
+    def _prepare(self) -> None:
         self._steps.prepare()
 
-    def _needs_targets(self):
+    def _needs_targets(self) -> tuple[bool, bool]:
         """Whether the inner and the outer objective take targets."""
         has_loss = self.plain_compile_arguments()["loss"] is not None
         return has_loss, has_loss or self.outer_level.outer_loss is not None
 
-    def _weigh(self, sample_weight):
+    def _weigh(self, sample_weight: Any) -> Any:
         if self.example_weights is None:
             return sample_weight
         return self.example_weights.weigh(sample_weight)
@@ -91,7 +91,7 @@ class BilevelLearner(Learner):
         first = int(self.optimizer.iterations.numpy())
         return range(first, first + iterations * self.hypergradient.num_steps)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict:
         """One outer iteration, on the stacked batches of one chain."""
         self._steps.run(*data)
         return self.get_metrics_result()

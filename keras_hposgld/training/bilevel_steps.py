@@ -57,7 +57,7 @@ class BilevelSteps:
         if steps_per_epoch is None:
             steps_per_epoch = data.chains_per_epoch(num_steps)
 
-        def num_drawn():
+        def num_drawn() -> int:
             return int(learner.outer_iterations.numpy()) - first.number()
 
         with data.explains_its_end(num_drawn):

@@ -79,7 +79,8 @@ def check_schedule(
     number = min(len(steps), MAX_STEPS_CHECKED)
     chosen = np.linspace(steps[0], steps[-1], number).round().astype("int64")
 
-    def rate_at(step):  # a schedule takes one step at a time
+    # A schedule takes one step at a time.
+    def rate_at(step: tf.Tensor) -> tf.Tensor:
         return sampler.learning_rate_at(step, "float64")
 
     traced = tf.function(rate_at, autograph=False)

@@ -1,6 +1,7 @@
 """Plain Keras models from learned ones."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,7 +33,7 @@ def export_model(model: keras.Model) -> keras.Model:
             that its config does not show.
     """
 
-    def plain(layer):
+    def plain(layer: Any) -> Any:
         if isinstance(layer, Hyperparameter):
             return layer.exported()
         config = layer.get_config()
@@ -72,7 +73,7 @@ def exported(
     return plain
 
 
-def clone(model: keras.Model, function=None) -> keras.Model:
+def clone(model: keras.Model, function: Callable | None = None) -> keras.Model:
     """`keras.models.clone_model`, for subclassed models as well.
 
     Layers that were adapted to data (`Normalization`, `TextVectorization` and
@@ -84,7 +85,7 @@ def clone(model: keras.Model, function=None) -> keras.Model:
             from the layer's config.
     """
 
-    def copy(layer):
+    def copy(layer: Any) -> Any:
         if hasattr(layer, "adapt"):
             return layer
         if function is not None:
@@ -128,7 +129,7 @@ def copy_weights(
             weight.assign(old)
 
 
-def _with_constants(layer, config):
+def _with_constants(layer: keras.layers.Layer, config: dict) -> dict:
     """A layer's config, with a constant in each place of a learned penalty."""
     by_owner: dict[int, list] = {}
     for weight in layer.weights:
@@ -155,21 +156,25 @@ def _with_constants(layer, config):
     return config
 
 
-def _constant_regularizer(layer, penalties: list[WeightPenalty]):
+def _constant_regularizer(
+    layer: keras.layers.Layer, penalties: list[WeightPenalty]
+) -> dict | None:
     """The regularizer of Keras that takes the place of learned ones."""
     penalty = penalties[0]
     if len(penalties) > 1:
-        return _warn(
-            layer, penalty, "Keras gives one object to several weights of it"
-        )
+        _warn(layer, penalty, "Keras gives one object to several weights of it")
+        return None
     try:
         constants = penalty.constants()
     except LookupError as reason:
-        return _warn(layer, penalty, reason.args[0])
+        _warn(layer, penalty, reason.args[0])
+        return None
     return keras.regularizers.serialize(keras.regularizers.L1L2(**constants))
 
 
-def _warn(layer, penalty, reason):
+def _warn(
+    layer: keras.layers.Layer, penalty: WeightPenalty, reason: str
+) -> None:
     warnings.warn(
         f"The exported layer {layer.name!r} has no regularizer in place of "
         f"{penalty.owner.name!r} on {penalty.path!r}: {reason}.",
@@ -177,7 +182,7 @@ def _warn(layer, penalty, reason):
     )
 
 
-def _is_config_of(value, owner):
+def _is_config_of(value: Any, owner: WeightHyperparameter) -> bool:
     return (
         isinstance(value, dict)
         and value.get("class_name") == type(owner).__name__
@@ -185,7 +190,7 @@ def _is_config_of(value, owner):
     )
 
 
-def _find(config, owner):
+def _find(config: Any, owner: WeightHyperparameter) -> bool:
     if _is_config_of(config, owner):
         return True
     if isinstance(config, dict):
@@ -195,7 +200,7 @@ def _find(config, owner):
     return False
 
 
-def _replaced(config, owner, constant):
+def _replaced(config: Any, owner: WeightHyperparameter, constant: Any) -> Any:
     if _is_config_of(config, owner):
         return constant
     if isinstance(config, dict):
@@ -205,7 +210,7 @@ def _replaced(config, owner, constant):
     return config
 
 
-def _empty_place(weight_name, config):
+def _empty_place(weight_name: str, config: dict) -> str | None:
     """The config key of a weight's regularizer, where it holds none."""
     stem = weight_name.removesuffix("_kernel")
     for name in (weight_name, stem, "depthwise"):

@@ -1,5 +1,7 @@
 """How many chains were drawn before a `fit`."""
 
+from typing import Any
+
 import keras
 
 
@@ -15,14 +17,14 @@ class FirstChain(keras.callbacks.Callback):
             TensorFlow may keep it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.number = _Number()
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         self.number.value = int(self.model.outer_iterations.numpy())
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         self.set_model(None)
 
 

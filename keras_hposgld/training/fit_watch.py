@@ -1,6 +1,9 @@
 """What a learner's `fit` watches while it trains, and says when it ends."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -12,6 +15,28 @@ from keras_hposgld.training.checks import check_schedule
 FEW_UPDATES = 10
 
 
+@contextlib.contextmanager
+def joined(callbacks: Any, own: list) -> Iterator[Any]:
+    """What to pass to Keras's `fit`: callbacks of the user, and then others.
+
+    Args:
+        callbacks: As in Keras's `fit`. A list of Keras's own is given back as
+            it was.
+        own: List of callbacks.
+    """
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        yield [*keras.tree.flatten(callbacks or []), *own]
+        return
+    before = list(callbacks.callbacks)
+    callbacks.callbacks.extend(own)
+    callbacks.set_model(callbacks.model)
+    callbacks.set_params(callbacks.params)
+    try:
+        yield callbacks
+    finally:
+        callbacks.callbacks[:] = before
+
+
 class WatchLearningRate(keras.callbacks.Callback):
     """Checks `learning_rate * max_value < 1` for the steps ahead.
 
@@ -19,10 +44,10 @@ class WatchLearningRate(keras.callbacks.Callback):
     a rate that other callbacks set, when an epoch begins. It comes after them.
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         self.is_first_epoch = True
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         learner = self.model
         owners = learner.find_hyperparameters()
         params = self.params or {}  # a list of the user's may have none
@@ -37,7 +62,7 @@ class WatchLearningRate(keras.callbacks.Callback):
 class WatchUpdates(keras.callbacks.Callback):
     """Warns at the end of a `fit` where next to nothing can be learned."""
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         learner = self.model
         outer_level = learner.outer_level
         updates = int(learner.hyper_optimizer.iterations.numpy())

@@ -17,6 +17,7 @@ each step a weight with a constraint is put where the constraint says.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -100,7 +101,9 @@ class KerasProblem(BilevelProblem):
             *(False for _ in metrics_state),
         ]
 
-    def _scope(self, hyperparameters, params, carry):
+    def _scope(
+        self, hyperparameters: list, params: list, carry: Any
+    ) -> keras.StatelessScope:
         layer_state, metrics_state = carry
         return keras.StatelessScope(
             [
@@ -112,7 +115,9 @@ class KerasProblem(BilevelProblem):
             collect_losses=True,
         )
 
-    def _inner(self, hyperparameters, params, batch, carry):
+    def _inner(
+        self, hyperparameters: list, params: list, batch: Any, carry: Any
+    ) -> tuple[tf.Tensor, tuple]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
             unpadded(batch)
         )
@@ -134,7 +139,7 @@ class KerasProblem(BilevelProblem):
             for variables in (self.layer_variables, self.metrics_variables)
         )
 
-    def _decay(self, hyperparameters, params):
+    def _decay(self, hyperparameters: list, params: list) -> list:
         """The decoupled decay of each weight that has a learned one."""
         mapping = zip(self.hyperparameters, hyperparameters, strict=True)
         with keras.StatelessScope(list(mapping)):
@@ -145,7 +150,7 @@ class KerasProblem(BilevelProblem):
                 )
             ]
 
-    def _project(self, params):
+    def _project(self, params: list) -> list:
         """Where the constraint of each weight puts it, as Keras applies it."""
         with keras.StatelessScope(list(zip(self.weights, params, strict=True))):
             return [
@@ -155,7 +160,9 @@ class KerasProblem(BilevelProblem):
                 for weight in self.weights
             ]
 
-    def _outer(self, hyperparameters, params, batch, carry):
+    def _outer(
+        self, hyperparameters: list, params: list, batch: Any, carry: Any
+    ) -> tf.Tensor:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
             unpadded(batch)
         )
@@ -164,16 +171,16 @@ class KerasProblem(BilevelProblem):
             return local_loss(self.outer_loss(y, y_pred, sample_weight))
 
 
-def _decays(weights):
+def _decays(weights: list) -> list[bool]:
     """Whether each of the weights has a learned weight decay."""
     return [getattr(weight.regularizer, "decays", False) for weight in weights]
 
 
-def _are_constrained(weights):
+def _are_constrained(weights: list) -> bool:
     return any(weight.constraint is not None for weight in weights)
 
 
-def _refuse_overwriting(weights):
+def _refuse_overwriting(weights: list) -> None:
     """Refuses weights that Keras sets to their gradient, such as scales."""
     for weight in weights:
         if getattr(weight, "overwrite_with_gradient", False):
@@ -184,7 +191,9 @@ def _refuse_overwriting(weights):
             )
 
 
-def _refuse_assignments(scope, weights, given):
+def _refuse_assignments(
+    scope: keras.StatelessScope, weights: list, given: list
+) -> None:
     """Refuses layers that assign to trainable weights when they are called.
 
     Keras would step on from what was assigned, to which no gradient leads.
@@ -201,7 +210,7 @@ def _refuse_assignments(scope, weights, given):
             )
 
 
-def _computes_in_float16(model):
+def _computes_in_float16(model: keras.Model) -> bool:
     return any(layer.compute_dtype == "float16" for layer in all_layers(model))
 
 
@@ -227,7 +236,7 @@ def loss_metric(trainer: keras.Model) -> keras.metrics.Metric:
 
 
 def build_on(
-    trainer: keras.Model, batch, weigh: Callable = lambda weight: weight
+    trainer: keras.Model, batch: Any, weigh: Callable = lambda weight: weight
 ) -> None:
     """Creates all variables of a compiled model from one batch of data.
 
@@ -246,7 +255,7 @@ def build_on(
     trainer.reset_metrics()
 
 
-def loss_function(loss) -> Callable:
+def loss_function(loss: Any) -> Callable:
     """A function `(y, y_pred, sample_weight)` to a scalar, from a Keras loss.
 
     Args:
@@ -272,9 +281,9 @@ def loss_function(loss) -> Callable:
 class _MeanLoss(keras.losses.Loss):
     """Averages a function of `(y, y_pred)` over the batch."""
 
-    def __init__(self, function):
+    def __init__(self, function: Callable):
         super().__init__(name="mean_loss")
         self.function = function
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> tf.Tensor:
         return self.function(y_true, y_pred)

@@ -5,6 +5,8 @@ one outer iteration, on one device or on several.
 """
 
 import random
+from typing import Any
+from typing import NoReturn
 
 import keras
 import tensorflow as tf
@@ -14,6 +16,7 @@ from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.discovery import owners_in
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import placement
+from keras_hposgld.training.fit_watch import joined
 from keras_hposgld.training.fit_watch import WatchLearningRate
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement.on_replica import local_loss
@@ -35,6 +38,9 @@ class Learner(ModelWrapper):
     Raises:
         TypeError: If `model` is not a `keras.Model`.
     """
+
+    train_function: Any  # Keras's own, until they are made
+    test_function: Any
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Learner(ModelWrapper):
         """The number of outer iterations so far."""
         return self.outer_level.iterations
 
-    def use_sampler(self, optimizer) -> keras.optimizers.Optimizer:
+    def use_sampler(self, optimizer: Any) -> keras.optimizers.Optimizer:
         """Makes a sampler of what `compile` got; returns its Keras optimizer.
 
         Raises:
@@ -109,7 +115,7 @@ class Learner(ModelWrapper):
 
     # What Keras calls to train and to evaluate.
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         """As in Keras; on several replicas the step spans them."""
         if self.train_function is None or force:
             super().make_train_function(force)
@@ -117,10 +123,10 @@ class Learner(ModelWrapper):
                 self, self.train_step, self.train_function
             )
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> None:
         """The same: Keras's own cannot reduce logs across machines."""
 
-        def step(data):
+        def step(data: Any) -> dict:
             self.placement.call(self.test_step, data)
             return self.outer_level.logs.without_training(
                 self.get_metrics_result()
@@ -132,20 +138,25 @@ class Learner(ModelWrapper):
                 self, step, self.test_function
             )
 
-    def _maybe_symbolic_build(self, *args, **kwargs):
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # Private to Keras, whose `fit` and `evaluate` call it to build what is
         # not built; under a strategy it draws data too early, and on several
         # machines it fails (keras issue 20585). `fit` has built everything.
         if self.strategy is None:
             super()._maybe_symbolic_build(*args, **kwargs)
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict:
         """As in Keras, without the logs that only training has."""
         return self.outer_level.logs.without_training(super().test_step(data))
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
         """As in Keras; out of training the outer loss is tracked, too."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         # Without targets there is one only if layers make it.
@@ -159,7 +170,9 @@ class Learner(ModelWrapper):
             )
         return loss
 
-    def _outer_loss_of(self, y, y_pred, sample_weight):
+    def _outer_loss_of(
+        self, y: Any, y_pred: Any, sample_weight: Any
+    ) -> tf.Tensor:
         function = self.outer_level.loss(self)
         if function is not self._compile_loss:
             return function(y, y_pred, sample_weight)
@@ -167,7 +180,14 @@ class Learner(ModelWrapper):
         with keras.StatelessScope():
             return function(y, y_pred, sample_weight)
 
-    def evaluate(self, x=None, y=None, *, return_dict=False, **arguments):
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        return_dict: bool = False,
+        **arguments: Any,
+    ) -> Any:
         """As in Keras; with `return_dict=True` also the `"outer_loss"`.
 
         `"loss"` includes the regularization, as it does in Keras. The outer
@@ -180,7 +200,7 @@ class Learner(ModelWrapper):
         # Private to Keras, and used so that the list is in no other order.
         return self._flatten_metrics_in_order(logs)
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: an outer iteration takes two levels of batches."""
         raise RuntimeError(
             "`train_on_batch` cannot be called: one outer iteration takes a "
@@ -188,7 +208,14 @@ class Learner(ModelWrapper):
             "`fit(..., steps_per_epoch=1)`."
         )
 
-    def watched_fit(self, x, *, callbacks=None, own_callbacks=(), **arguments):
+    def watched_fit(
+        self,
+        x: Any,
+        *,
+        callbacks: Any = None,
+        own_callbacks: Any = (),
+        **arguments: Any,
+    ) -> keras.callbacks.History:
         """Keras's `fit`, with callbacks of our own after those of the user.
 
         However it ends, what was added for its time is taken away again.
@@ -200,20 +227,11 @@ class Learner(ModelWrapper):
             **arguments: As in Keras.
         """
         own = [*own_callbacks, WatchLearningRate(), StopOnNonFinite()]
-        given = isinstance(callbacks, keras.callbacks.CallbackList)
-        if given:
-            before = list(callbacks.callbacks)
-            callbacks.callbacks.extend(own)
-            callbacks.set_model(callbacks.model)
-            callbacks.set_params(callbacks.params)
-        else:
-            callbacks = [*keras.tree.flatten(callbacks or []), *own]
         observers = list(self.outer_level.observers)
         try:
-            return super().fit(x, callbacks=callbacks, **arguments)
+            with joined(callbacks, own) as all_callbacks:
+                return super().fit(x, callbacks=all_callbacks, **arguments)
         finally:
-            if given:
-                callbacks.callbacks[:] = before
             if self.outer_level.observers != observers:
                 self.outer_level.observers[:] = observers
                 self.train_function = None  # the old one calls them
@@ -239,12 +257,12 @@ class Learner(ModelWrapper):
         """Hangs the state where `tf.train.Checkpoint` finds it."""
         self._checkpointed_state = checkpointed(self.state())
 
-    def save_own_variables(self, store) -> None:
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         for name, variable in unsaved_by_keras(self).items():
             store[name] = variable.numpy()
 
-    def load_own_variables(self, store) -> None:
+    def load_own_variables(self, store: Any) -> None:
         values = {key: store[key] for key in store.keys()}
         for name, variable in unsaved_by_keras(self).items():
             variable.assign(values.pop(name))
@@ -260,7 +278,7 @@ class Learner(ModelWrapper):
         }
 
     @classmethod
-    def from_config(cls, config: dict, custom_objects=None) -> "Learner":
+    def from_config(cls, config: dict, custom_objects: Any = None) -> "Learner":
         return cls(
             **{
                 key: keras.saving.deserialize_keras_object(

@@ -28,7 +28,7 @@ class MemoryEstimate(NamedTuple):
     chain: int
     total: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = ", ".join(
             f"{name} {number / 2**20:,.0f} MiB"
             for name, number in self._asdict().items()
@@ -80,7 +80,7 @@ def size_of(variables: list) -> int:
     )
 
 
-def _values(variables):
+def _values(variables: list) -> list:
     return [variable.value for variable in variables]
 
 

@@ -16,10 +16,9 @@ from keras_hposgld import estimators
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import Sampler
+from keras_hposgld.training import checks
+from keras_hposgld.training import update_guard
 from keras_hposgld.training.built_for import BuiltFor
-from keras_hposgld.training.checks import check_learning_rate
-from keras_hposgld.training.checks import check_owners
-from keras_hposgld.training.checks import check_unused
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import LAYER_STATES
 from keras_hposgld.training.keras_problem import loss_function
@@ -27,10 +26,6 @@ from keras_hposgld.training.keras_problem import tensors
 from keras_hposgld.training.outer_logs import OuterLogs
 from keras_hposgld.training.overrides import outer_loss_of
 from keras_hposgld.training.placement import Placement
-from keras_hposgld.training.update_guard import all_finite
-from keras_hposgld.training.update_guard import causes_of
-from keras_hposgld.training.update_guard import named
-from keras_hposgld.training.update_guard import UpdateGuard
 from keras_hposgld.training.weight_copies import places_of
 from keras_hposgld.training.weight_copies import WeightCopies
 
@@ -50,12 +45,12 @@ class OuterLevel(keras.layers.Layer):
             iteration, inside of its graph.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="outer_level", trainable=False)
-        self.guard = UpdateGuard()
+        self.guard = update_guard.UpdateGuard()
         self.memory = WeightCopies("memory")
-        self.hyper_optimizer = None
-        self.observers = []
+        self.hyper_optimizer: Any = None
+        self.observers: list[Callable] = []
         self._built_for = BuiltFor()
         self.iterations = self.add_weight(
             shape=(),
@@ -95,7 +90,7 @@ class OuterLevel(keras.layers.Layer):
             hyper_optimizer or keras.optimizers.Adam(0.05)
         )
         if self.hyper_optimizer is not previous:
-            check_unused(self.hyper_optimizer)
+            checks.check_unused(self.hyper_optimizer)
 
     def prepare(
         self,
@@ -118,9 +113,9 @@ class OuterLevel(keras.layers.Layer):
                 for the bound of the strengths, or if an optimizer was built
                 for other variables than those that there are now.
         """
-        check_owners(owners, initial_weights, self.outer_loss)
+        checks.check_owners(owners, initial_weights, self.outer_loss)
         optimizer = sampler.keras_optimizer()
-        check_learning_rate(owners, sampler)
+        checks.check_learning_rate(owners, sampler)
         weights = model.trainable_variables
         self._built_for.build("optimizer", optimizer, weights)
         self._built_for.build(
@@ -183,7 +178,7 @@ class OuterLevel(keras.layers.Layer):
         # Before this level's own metrics, which are among them, are updated.
         placement.assign_shares(problem.metrics_variables, metrics_state)
 
-        def move():
+        def move() -> None:
             if moves:
                 _assign(problem.weights, estimate.params)
                 _assign(problem.layer_variables, layer_state)
@@ -191,8 +186,8 @@ class OuterLevel(keras.layers.Layer):
                 _assign(variables, estimate.sampler_state[name])
 
         # An outer number that is not finite takes nothing from the weights.
-        inner, outer = causes_of(problem, self.estimator, estimate)
-        tf.cond(all_finite(inner), move, lambda: None)
+        inner, outer = update_guard.causes_of(problem, self.estimator, estimate)
+        tf.cond(update_guard.all_finite(inner), move, lambda: None)
         iterations = sampler.keras_optimizer().iterations
         is_warm = iterations.value >= self.warmup_steps
         skipped = self.learn(
@@ -213,18 +208,23 @@ class OuterLevel(keras.layers.Layer):
             observe(estimate)
         return skipped
 
-    def _chain(self, problem, sampler, new_start, average):
+    def _chain(
+        self,
+        problem: KerasProblem,
+        sampler: Sampler,
+        new_start: list | None,
+        average: Callable,
+    ) -> estimators.Chain:
         """The chain; with a new start, of a sampler that begins anew."""
-        is_new = new_start is not None
         slots = sampler.state_variables.items()
         state = {name: tensors(values) for name, values in slots}
-        if is_new:
+        if new_start is not None:
             state = sampler.renew(state, new_start)
         return estimators.Chain(
             problem,
             tensors(problem.hyperparameters),
             sampler,
-            first_step=sampler.first_step(is_new),
+            first_step=sampler.first_step(new_start is not None),
             sampler_state=state,
             seed=sampler.chain_seed,
             memory=tensors(self._memory),
@@ -258,19 +258,21 @@ class OuterLevel(keras.layers.Layer):
             1 if the update was skipped, else 0.
         """
 
-        def step():
+        def step() -> None:
             placement.apply(
                 self.hyper_optimizer, hypergradient, hyperparameters
             )
 
-        def update():
+        def update() -> None:
             also()
             if only_if is None:
                 step()
             else:
                 tf.cond(only_if, step, lambda: None)
 
-        effects = named("the hypergradient of", hyperparameters, hypergradient)
+        effects = update_guard.named(
+            "the hypergradient of", hyperparameters, hypergradient
+        )
         # Adam squares it: 1e20 is finite in float32, its square is not, and
         # the second moment would turn the hyperparameters into no numbers.
         norm = tf.linalg.global_norm(hypergradient)
@@ -283,7 +285,7 @@ class OuterLevel(keras.layers.Layer):
         return skipped
 
     @property
-    def _memory(self):
+    def _memory(self) -> list:
         return self.memory.values if self.estimator.remembers else []
 
     def loss(self, trainer: keras.Model) -> Callable:
@@ -293,6 +295,6 @@ class OuterLevel(keras.layers.Layer):
         return loss_function(self.outer_loss)
 
 
-def _assign(variables, values):
+def _assign(variables: list, values: list) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

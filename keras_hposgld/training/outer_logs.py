@@ -6,7 +6,7 @@ import keras
 class OuterLogs(keras.layers.Layer):
     """The metrics of the outer level: its loss, the hypergradient, failures."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="outer_logs", trainable=False)
         self.loss = keras.metrics.Mean(name="outer_loss")
         self.norm = keras.metrics.Mean(name="hypergradient_norm")

@@ -42,7 +42,7 @@ class Loan:
         self.borrower = borrower
         self.depth = 0
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         # Not by `setattr`, lest Keras track the metrics a second time.
         own, lent = vars(self.borrower), vars(self.lender)
         if self.depth == 0:
@@ -50,7 +50,7 @@ class Loan:
         self.depth += 1
         own.update({name: lent[name] for name in _LENT if name in lent})
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.depth -= 1
         if self.depth:
             return
@@ -137,7 +137,7 @@ def outer_loss_of(trainer: keras.Model) -> Callable:
     loan = getattr(trainer, "loan", None)
     model = loan.borrower if isinstance(loan, Loan) else trainer
 
-    def loss(y, y_pred, sample_weight=None):
+    def loss(y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         losses = added_losses(model)
         if overrides(model, "compute_loss") or not losses:
             raise ValueError(

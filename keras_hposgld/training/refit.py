@@ -1,5 +1,7 @@
 """Plain training of fresh weights under learned hyperparameters."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -10,7 +12,9 @@ from keras_hposgld.training.export import clone
 from keras_hposgld.training.export import copy_weights
 
 
-def refit(learner, optimizer, x, y, **fit_arguments):
+def refit(
+    learner: Any, optimizer: Any, x: Any, y: Any, **fit_arguments: Any
+) -> keras.callbacks.History:
     """Trains fresh weights under learned strengths; see `BilevelModel.refit`.
 
     Only what is trained starts afresh: frozen layers and statistics stay.
@@ -44,11 +48,11 @@ def refit(learner, optimizer, x, y, **fit_arguments):
     return history
 
 
-def _decay_in(optimizer, weights: list) -> None:
+def _decay_in(optimizer: keras.optimizers.Optimizer, weights: list) -> None:
     """Makes an optimizer apply the learned decay of weights, as AdamW does."""
     plain = optimizer.apply
 
-    def apply(grads, trainable_variables=None):
+    def apply(grads: list, trainable_variables: Any = None) -> None:
         for weight in weights:  # before the step, as in Keras
             rate = keras.ops.cast(optimizer.learning_rate, weight.dtype)
             decay = weight.regularizer.decay(tf.convert_to_tensor(weight))

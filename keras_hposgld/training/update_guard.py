@@ -17,14 +17,14 @@ class UpdateGuard(keras.layers.Layer):
         max_skipped_updates: Integer: so many in a row are too many.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="update_guard", trainable=False)
         self.max_skipped_updates = 10
-        self.names = []
+        self.names: list[str] = []
         self.skipped_in_a_row = self._counter("skipped_in_a_row")
         self.first_not_finite = self._counter("first_not_finite")
 
-    def _counter(self, name):
+    def _counter(self, name: str) -> keras.Variable:
         return self.add_weight(
             shape=(),
             initializer="zeros",
@@ -49,11 +49,11 @@ class UpdateGuard(keras.layers.Layer):
         finite = _finite(quantities)
         is_finite = tf.reduce_all(finite)
 
-        def run():
+        def run() -> None:
             update()
             self.skipped_in_a_row.assign(0)
 
-        def skip():
+        def skip() -> None:
             self.skipped_in_a_row.assign_add(1)
             self.first_not_finite.assign(
                 tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32)
@@ -86,7 +86,7 @@ def all_finite(quantities: list[tuple[str, tf.Tensor]]) -> tf.Tensor:
     return tf.reduce_all(_finite(quantities))
 
 
-def _finite(quantities):
+def _finite(quantities: list[tuple[str, tf.Tensor]]) -> tf.Tensor:
     return tf.stack(
         [tf.reduce_all(tf.math.is_finite(tensor)) for _, tensor in quantities]
     )
@@ -126,5 +126,5 @@ def causes_of(problem: Any, estimator: Any, estimate: Any) -> tuple[list, list]:
 class StopOnNonFinite(keras.callbacks.Callback):
     """Ends `BilevelModel.fit` with an error when its guard has had enough."""
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.model.outer_level.guard.raise_if_too_many()

@@ -1,5 +1,7 @@
 """Saved copies of a model's weights, or of what is shaped like them."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -48,7 +50,7 @@ class WeightCopies(keras.layers.Layer):
     def are_set(self) -> bool:
         return bool(self._is_set.numpy())
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         """Does nothing: see `build_for`."""
 
     def build_for(self, weights: list, names: list[str]) -> None:
@@ -80,7 +82,7 @@ class WeightCopies(keras.layers.Layer):
         self.remembered = {name for name in self.remembered if name in kept}
         self.built = True
 
-    def _zeros(self, weight):
+    def _zeros(self, weight: Any) -> keras.Variable:
         return keras.Variable(
             "zeros",
             shape=weight.shape,
@@ -101,7 +103,7 @@ class WeightCopies(keras.layers.Layer):
                 value.assign(weight)
         self.remembered.update(self.names)
 
-    def forget_if(self, failed) -> None:
+    def forget_if(self, failed: tf.Tensor) -> None:
         """Makes the copies zero if `failed` is 1, and leaves them if it is 0.
 
         What is kept from a chain that failed may be why it did.
@@ -111,11 +113,11 @@ class WeightCopies(keras.layers.Layer):
             keeps = tf.cast(1.0 - failed, value.dtype)
             variable.assign(tf.math.multiply_no_nan(value, keeps))
 
-    def save_own_variables(self, store) -> None:
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         write_text(store, _NAMES, list(self.names))
 
-    def load_own_variables(self, store) -> None:
+    def load_own_variables(self, store: Any) -> None:
         """Loads the copies, also before `compile` has said that any exist."""
         names = read_text(store, _NAMES)
         numbers = range(len(store.keys()) - (names is not None))

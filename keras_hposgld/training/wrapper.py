@@ -5,7 +5,9 @@ name, its plain copy. What it overrides of Keras's own methods is called.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
+from typing import NoReturn
 
 import keras
 
@@ -40,18 +42,23 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
         self.model = model
         self.loan = Loan(self, model)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: Any = None) -> Any:
         return self.model(inputs, training=training)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         if not self.model.built:
             self.model.build(input_shape)
 
     # What it overrides.
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
         """As the model computes it."""
         if not overrides(self.model, "compute_loss"):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -60,7 +67,9 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
                 self.model, x, y, y_pred, sample_weight, training
             )
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict:
         """As the model computes them."""
         if not overrides(self.model, "compute_metrics"):
             return super().compute_metrics(x, y, y_pred, sample_weight)
@@ -68,7 +77,7 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
             logs = self.model.compute_metrics(x, y, y_pred, sample_weight)
         return self.get_metrics_result() | logs
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict:
         """The logs, those that the model makes included."""
         logs = super().get_metrics_result()
         if overrides(self.model, "get_metrics_result"):
@@ -76,7 +85,7 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
                 logs |= self.model.get_metrics_result()
         return logs
 
-    def predict_step(self, data):
+    def predict_step(self, data: Any) -> Any:
         """As the model predicts a batch."""
         if not overrides(self.model, "predict_step"):
             return super().predict_step(data)
@@ -84,7 +93,7 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
             return self.model.predict_step(data)
 
     @property
-    def metrics(self):
+    def metrics(self) -> list:
         """Those of Keras's `fit` of the model, then those of the learner.
 
         Keras leaves out the metrics that a model inside of a model holds.
@@ -98,35 +107,37 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
     # What it is.
 
     @property
-    def output_names(self):
+    def output_names(self) -> list[str]:
         """By which Keras names losses and metrics; not all models have them."""
         return self.model.output_names
 
     @property
-    def inputs(self):
+    def inputs(self) -> Any:
         return self.model.inputs
 
     @property
-    def outputs(self):
+    def outputs(self) -> Any:
         return self.model.outputs
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> Any:
         return self.model.input_shape
 
     @property
-    def output_shape(self):
+    def output_shape(self) -> Any:
         return self.model.output_shape
 
-    def get_layer(self, name=None, index=None):
+    def get_layer(
+        self, name: str | None = None, index: int | None = None
+    ) -> keras.layers.Layer:
         """A layer of the model, by its name or its number."""
         return self.model.get_layer(name=name, index=index)
 
-    def count_params(self):
+    def count_params(self) -> int:
         """The number of weights and hyperparameters, as of the model."""
         return self.model.count_params()
 
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As in Keras; files of the older kind, `.h5`, are refused."""
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
@@ -138,7 +149,7 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
             )
         return super().save(filepath, *args, **kwargs)
 
-    def quantize(self, *args, **kwargs):
+    def quantize(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: weights that are still trained keep their precision."""
         raise RuntimeError(
             "`quantize` cannot be called on a learner: its weights are still "
@@ -146,7 +157,12 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
             '`plain = learner.export()`, then `plain.quantize("int8")`.'
         )
 
-    def summary(self, *args, print_fn=None, **keras_arguments):
+    def summary(
+        self,
+        *args: Any,
+        print_fn: Callable | None = None,
+        **keras_arguments: Any,
+    ) -> None:
         """Prints Keras's summary of the model, and the hyperparameters.
 
         Keras counts hyperparameters among the non-trainable parameters; the

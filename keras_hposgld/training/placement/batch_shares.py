@@ -1,6 +1,7 @@
 """How the batches of a chain are divided among the replicas."""
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -22,11 +23,11 @@ def distribute_chains(
     """
     number = strategy.num_replicas_in_sync
 
-    def worker_dataset(context):
+    def worker_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         own = number // context.num_input_pipelines
         first = context.input_pipeline_id * own
 
-        def split(stacked):
+        def split(stacked: tf.Tensor) -> tf.Tensor:
             size = (stacked.shape[1] or tf.shape(stacked)[1]) // number
             return tf.stack(
                 [
@@ -35,7 +36,7 @@ def distribute_chains(
                 ]
             )
 
-        def shares(*chain):
+        def shares(*chain: Any) -> tf.data.Dataset:
             # Of consecutive elements, each local replica takes one.
             return tf.data.Dataset.from_tensor_slices(
                 tf.nest.map_structure(split, chain)

@@ -1,5 +1,7 @@
 """What code that runs on a replica, one of several or the only one, asks."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
@@ -23,7 +25,7 @@ def mean_over_replicas(tensors: list) -> list:
     context = tf.distribute.get_replica_context()
 
     @tf.custom_gradient
-    def mean(*local):
+    def mean(*local: tf.Tensor) -> tuple[tuple, Callable]:
         means = context.all_reduce(tf.distribute.ReduceOp.MEAN, list(local))
         return tuple(means), lambda *upstream: upstream
 

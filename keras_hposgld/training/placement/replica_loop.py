@@ -29,10 +29,10 @@ def run_steps_around(
         *args: What stays fixed, of each replica its own.
     """
 
-    def placed(state, index, *args):
+    def placed(state: Any, index: tf.Tensor, *args: Any) -> Any:
         return tf.nest.map_structure(_here, step(state, index, *args))
 
-    def run(one):
+    def run(one: Callable) -> Any:
         return run_steps(
             lambda state, index: call(one, state, index, *args),
             state,
@@ -46,12 +46,12 @@ def run_steps_around(
         return run(placed)
 
 
-def _here(x):
+def _here(x: Any) -> Any:
     """The tensor, known to be on this replica's device if it came so far."""
     return x.identity() if isinstance(x, tf.TensorArray) else tf.identity(x)
 
 
-def _device_of(operation):
+def _device_of(operation: tf.Operation) -> str:
     """The device of an operation; of one that only passes on, its input's."""
     if operation.type == "Identity" and not operation.device:
         return operation.inputs[0].device

@@ -88,10 +88,10 @@ class Replicas:
         """
         batches = (inner_batches, outer_batches)
 
-        def begin():
+        def begin() -> tuple:
             return make_chain(self.average), start()
 
-        def run_whole(*batches):
+        def run_whole(*batches: Any) -> Estimate:
             return run_chain(estimator, *begin(), *batches)
 
         if self.averages_in_loops:
@@ -121,7 +121,7 @@ class Replicas:
                 such as the counters of dropout, are the same on all.
         """
 
-        def one(value):
+        def one(value: Any) -> tf.Tensor:
             if not self._first(value).dtype.is_floating:
                 return self._first(value)
             mean = tf.distribute.ReduceOp.MEAN
@@ -129,7 +129,7 @@ class Replicas:
 
         return tf.nest.map_structure(one, values)
 
-    def _first(self, value):
+    def _first(self, value: Any) -> Any:
         if value is None:
             return None
         return self.strategy.experimental_local_results(value)[0]
@@ -158,7 +158,7 @@ class Replicas:
         # Clipped before, the shares are no longer changed by it.
         gradients = clip_as(optimizer, gradients)
 
-        def step(gradients):
+        def step(gradients: list) -> None:
             # Divided on the replica's device: a sum needs to know devices.
             shares = [gradient / self.num_replicas for gradient in gradients]
             optimizer.apply(shares, variables)
@@ -168,7 +168,7 @@ class Replicas:
     def assign_shares(self, variables: list, values: list) -> None:
         """Assigns to metrics what each replica has of them."""
 
-        def assign(values):
+        def assign(values: list) -> None:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
 
@@ -207,7 +207,7 @@ class Replicas:
         """
 
         @tf.autograph.experimental.do_not_convert
-        def function(iterator):
+        def function(iterator: Any) -> Any:
             return step(next(iterator))
 
         if model.run_eagerly:
