@@ -9,13 +9,13 @@ again: the sweep can be run in parts.
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 import traceback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,8 +23,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # noqa: E402
 import layer_measures  # noqa: E402
 import layer_models  # noqa: E402
+import layer_rows  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from layer_measures import first_sentence  # noqa: E402
 
 UNKNOWN = layer_models.UNKNOWN
 MARK = "<!-- the table that experiments/keras_layers/sweep.py wrote -->\n"
@@ -45,7 +45,7 @@ def measured(name: str) -> dict:
     return kept(row)
 
 
-def kept(row: layer_measures.Row) -> dict:
+def kept(row: layer_rows.Row) -> dict:
     """A row as it is kept in a file."""
     return dataclasses.asdict(row) | {"faults": row.faults()}
 
@@ -61,13 +61,16 @@ def cells(row: dict) -> list[str]:
 
     resumed = {True: "equal", False: "no", None: ""}[row.get("resumed")]
     faults = "; ".join(fault.splitlines()[-1] for fault in row["faults"])
+    refused = layer_rows.first_sentence(row.get("refused", ""))
     return [
         f"`{row['name']}`",
         row.get("dtype", ""),
         *map(number, ("weights", "one_step", "three_steps")),
         resumed,
         number("export"),
-        f"**{faults}**" if faults else first_sentence(row.get("refused", "")),
+        f"**{faults}**"
+        if faults
+        else refused,
     ]
 
 
@@ -78,9 +81,9 @@ def table(rows: list[dict]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def read(path: pathlib.Path | None) -> dict[str, dict]:
+def read(path: pathlib.Path) -> dict[str, dict]:
     """Rows of earlier runs by their names."""
-    if path is None or not path.exists():
+    if not path.exists():
         return {}
     rows = map(json.loads, path.read_text().splitlines())
     return {row["name"]: row for row in rows}
@@ -95,17 +98,24 @@ def start() -> None:
     )
 
 
-def run(names: list[str], processes: int, results: pathlib.Path | None):
-    """Measures layers, in processes beside each other; yields their rows."""
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), start
-    ) as pool:
-        for row in pool.map(measured, names):
-            if results is not None:
-                with results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(*cells(row), f"{row.get('seconds', 0):.0f} s", flush=True)
-            yield row
+def run(names: list[str], processes: int, results: pathlib.Path) -> None:
+    """Measures layers, in processes beside each other, into a file."""
+    if processes > 1:
+        command = [sys.executable, __file__, "--processes", "1"]
+        command += ["--results", str(results)]
+        shares = [names[number::processes] for number in range(processes)]
+        children = [
+            subprocess.Popen([*command, *share]) for share in shares if share
+        ]
+        for child in children:
+            child.wait()
+        return
+    start()
+    for name in names:
+        row = measured(name)
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(*cells(row), f"{row.get('seconds', 0):.0f} s", flush=True)
 
 
 def main(arguments=None):
@@ -117,18 +127,20 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     found = layer_models.discovered()
     for name, reason in found.items():
-        if reason:
+        if reason and not given.layers:
             print(f"{name}: no row, {reason}")
-    rows = read(given.results)
     names = given.layers or [name for name in found if not found[name]]
-    names = [name for name in names if name not in rows]
-    for row in run(names, given.processes, given.results):
-        rows[row["name"]] = row
+    with tempfile.TemporaryDirectory() as folder:
+        results = given.results or pathlib.Path(folder) / "rows"
+        missing = [name for name in names if name not in read(results)]
+        if missing:
+            run(missing, given.processes, results)
+        rows = read(results)
     if given.page:
         head = given.page.read_text().split(MARK)[0]
         given.page.write_text(head + MARK + "\n" + table(list(rows.values())))
-    off = [row["name"] for row in rows.values() if row["faults"]]
-    print(f"{len(rows)} layers, off: {off or 'none'}")
+    off = [name for name in names if name not in rows or rows[name]["faults"]]
+    print(f"{len(names)} layers, off: {off or 'none'}")
     return bool(off)
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "experiments" / "keras_layers"))
 
 import layer_measures  # noqa: E402
 import layer_models  # noqa: E402
+import layer_rows  # noqa: E402
 import sweep  # noqa: E402
 from keras_parts import Part  # noqa: E402
 from keras_parts import VECTOR  # noqa: E402
@@ -65,7 +66,7 @@ def test_a_derivative_that_is_cut_is_found(monkeypatch):
 
 
 def test_whatever_is_off_is_said():
-    row = layer_measures.Row(
+    row = layer_rows.Row(
         "Dense", "float64", 1e-9, float("nan"), 1e-5, False, 1e-9
     )
     faults = row.faults()
@@ -73,13 +74,13 @@ def test_whatever_is_off_is_said():
         *("weights", "one_step", "three_steps", "export")
     ]
     assert faults[4:] == ["not resumed bit for bit"]
-    refused = layer_measures.Row("Dense", "float64", refused="No. Received: 1")
+    refused = layer_rows.Row("Dense", "float64", refused="No. Received: 1")
     assert refused.faults() == ["refused: No"]
 
 
 def test_page_is_made_of_the_rows_that_there_are(tmp_path, capsys):
-    good = layer_measures.Row("ELU", "float64", 0.0, 2e-9, 3e-8, True, 0.0)
-    bad = layer_measures.Row("Dense", "float64", 0.5, 2e-9, 3e-8, True, 0.0)
+    good = layer_rows.Row("ELU", "float64", 0.0, 2e-9, 3e-8, True, 0.0)
+    bad = layer_rows.Row("Dense", "float64", 0.5, 2e-9, 3e-8, True, 0.0)
     results, page = tmp_path / "rows", tmp_path / "page.md"
 
     def written(*rows):
