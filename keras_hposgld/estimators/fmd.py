@@ -130,10 +130,12 @@ class FMD(HypergradientEstimator):
         if state.u:
             u = plus_scaled(u, chain.sampler.momentum, state.u)
         z = plus_scaled(state.z, -1.0, scales.velocity(u))
-        if (direct := scales.direct(g)) is not None:
+        direct = scales.direct(g)
+        if direct is not None:
             z = plus_scaled(z, -1.0, direct)
         z = plus_scaled(z, -1.0, scales.decayed(decay))
-        if unprojected := now.position.unprojected:
+        unprojected = now.position.unprojected
+        if unprojected:
             z = _by_direction(
                 hypers,
                 lambda direction, row: push_forward(

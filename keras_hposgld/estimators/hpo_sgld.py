@@ -116,7 +116,8 @@ class HPOSGLD(SampledEstimator):
         rate, pushed = scales.pushed(v)
         y = chain.products(step.inner, pushed)
         rest: list = sum(chain.decay_products(theta, v, scales), [])[: len(y)]
-        if (direct := scales.direct(v)) is not None:
+        direct = scales.direct(v)
+        if direct is not None:
             rest = add(rest, chain.products(step.inner, direct))
         if any(part is not None for part in (*own.y, *own.u, *rest)):
             rate, y = 1.0, scaled(rate, y)

@@ -178,7 +178,8 @@ class RMD(HypergradientEstimator):
         if state.b:
             b = plus(state.b, b)
         force = scales.force(b)
-        if (direct := scales.direct(a)) is not None:
+        direct = scales.direct(a)
+        if direct is not None:
             force = plus(force, direct)
         products = chain.products(inner, force, scaled(-1.0, state.e))
         number = len(products) - len(by_carry)

@@ -63,7 +63,8 @@ class Scales(NamedTuple):
         if velocity:
             moved = plus_scaled(moved, self.sampler.momentum, velocity)
         x = plus_scaled(x, -1.0, self.velocity(moved))
-        if (direct := self.direct(force)) is not None:
+        direct = self.direct(force)
+        if direct is not None:
             x = plus_scaled(x, -1.0, direct)
         return x, moved if velocity else []
 
