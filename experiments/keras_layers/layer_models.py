@@ -26,7 +26,6 @@ STRINGS = ([["a", "b"], ["c", "d"]],)
 # Their inputs are numbers that nothing is learned before, or strings; or
 # they choose by chance which other layers they are.
 DATA_LAYERS = {
-    "AugMix": part("AugMix", keras_parts.IMAGE, value_range=(0, 1)),
     "CategoryEncoding": part("CategoryEncoding", *INTEGERS, num_tokens=5),
     "Discretization": part(
         "Discretization", keras_parts.VECTOR, bin_boundaries=[0.3, 0.6]
@@ -43,13 +42,22 @@ DATA_LAYERS = {
     ),
 }
 LAYERS = keras_parts.LAYERS | DATA_LAYERS
-FLOAT32 = keras_parts.FLOAT32 | {"AugMix", "RandAugment"}
+FLOAT32 = keras_parts.FLOAT32 | {"RandAugment"}
+
+# Their outputs jump where an input passes a whole number, by a last digit and
+# whatever the gradient is. They get the data as they are.
+ROUNDING = {
+    "ContrastLimitedAdaptiveHistogramEqualization",
+    "RandomPosterization",
+}
 
 # What a layer is refused for, by what stands in its error.
 REFUSED = {"SpectralNormalization": "assign to a trainable weight"}
 
 UNKNOWN = "not in the table of arguments"
 NO_ROW = {
+    "AugMix": "chooses by Python's random numbers when it is traced",
+    "Equalization": "no model of Keras's own can be made with it: a cycle",
     "FlaxLayer": "made by another library",
     "InputLayer": "stands in every model of the sweep",
     "JaxLayer": "made by another library",
@@ -108,21 +116,22 @@ def make_model(name: str) -> keras.Model:
     """A model with one layer of Keras's between two dense ones.
 
     The first keeps shapes and gives numbers between 0 and 1, which the layers
-    for images ask for. It is left out where the input is not real.
+    for images ask for. It is left out where the input is not real, or where
+    the layer rounds.
     """
     row = LAYERS[name]
     inputs, hidden = [], []
     for given in row.inputs:
         if is_shape(given):
-            x = keras.Input(given[1:])
-            hidden.append(keras.layers.Dense(given[-1], "sigmoid")(x))
+            inputs.append(keras.Input(given[1:]))
         else:
             is_text = np.asarray(given).dtype.kind == "U"
-            x = keras.Input(
-                np.shape(given)[1:], dtype="string" if is_text else "int32"
-            )
-            hidden.append(x)
-        inputs.append(x)
+            dtype = "string" if is_text else "int32"
+            inputs.append(keras.Input(np.shape(given)[1:], dtype=dtype))
+        x = inputs[-1]
+        if is_shape(given) and name not in ROUNDING:
+            x = keras.layers.Dense(given[-1], "sigmoid")(x)
+        hidden.append(x)
     layer = row.make()
     if row.apart or len(hidden) == 1:
         y = layer(*hidden)
@@ -131,6 +140,8 @@ def make_model(name: str) -> keras.Model:
     y = keras.tree.flatten(y)[0]
     if not keras.backend.is_float_dtype(y.dtype):
         y = keras.ops.cast(y, keras.config.floatx())
+    if None in y.shape[1:]:
+        y = keras.layers.GlobalAveragePooling1D()(y)
     y = keras.layers.Flatten()(y)
     # So that one learning rate suits layers of few outputs and of many.
     y = keras.layers.Rescaling(y.shape[-1] ** -0.5)(y)

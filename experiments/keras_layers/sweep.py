@@ -68,9 +68,7 @@ def cells(row: dict) -> list[str]:
         *map(number, ("weights", "one_step", "three_steps")),
         resumed,
         number("export"),
-        f"**{faults}**"
-        if faults
-        else refused,
+        f"**{faults}**" if faults else refused,
     ]
 
 
