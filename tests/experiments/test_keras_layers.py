@@ -61,9 +61,9 @@ def test_a_derivative_that_is_cut_is_found(monkeypatch):
     make = functools.partial(keras.layers.Lambda, stops_its_derivative)
     monkeypatch.setitem(layer_models.LAYERS, "Lambda", Part(make, (VECTOR,)))
     row = layer_measures.measure("Lambda")
-    (fault,) = row.faults()
-    assert fault.startswith("three_steps=")
-    assert row.weights < 1e-12 and row.resumed and row.one_step < 1e-6
+    names = [fault.split("=")[0] for fault in row.faults()]
+    assert names == ["one_step", "three_steps"]
+    assert row.weights < 1e-12 and row.resumed
 
 
 def test_whatever_is_off_is_said():
