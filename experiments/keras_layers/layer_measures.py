@@ -202,7 +202,7 @@ def _goes_on(trial):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "learner.keras"
         trial.learner.save(path)
-        loaded = keras.models.load_model(path, safe_mode=False)
+        loaded = keras.models.load_model(path)
     states = []
     for learner in (trial.learner, loaded):
         trial.fit(learner, STEPS)

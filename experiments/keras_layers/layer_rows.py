@@ -9,7 +9,7 @@ import layer_models
 # precision of what they subtract.
 LIMITS = {
     "float64": {"weights": 1e-12, "derivative": 1e-6, "export": 1e-12},
-    "float32": {"weights": 1e-5, "derivative": 2e-2, "export": 1e-5},
+    "float32": {"weights": 1e-5, "derivative": 5e-2, "export": 1e-5},
 }
 
 

@@ -78,7 +78,7 @@ LAYERS = {
     "Identity": part("Identity", VECTOR),
     "LSTM": part("LSTM", SEQUENCE, units=2),
     "LSTMCell": Part(lambda: L.RNN(L.LSTMCell(2)), (SEQUENCE,)),
-    "Lambda": part("Lambda", VECTOR, function=lambda x: x * x),
+    "Lambda": part("Lambda", VECTOR, function=keras.ops.square),
     "LayerNormalization": part("LayerNormalization", VECTOR),
     "LeakyReLU": part("LeakyReLU", VECTOR),
     "Masking": part("Masking", SEQUENCE),
