@@ -35,20 +35,28 @@ DATA_LAYERS = {
     ),
     "Hashing": part("Hashing", *INTEGERS, num_bins=5),
     "IntegerLookup": part("IntegerLookup", *INTEGERS, vocabulary=[0, 1, 2]),
+    # In inference it gives images of the size that they have.
+    "RandomCrop": part("RandomCrop", keras_parts.IMAGE, height=6, width=6),
     "RandAugment": part("RandAugment", keras_parts.IMAGE, value_range=(0, 1)),
     "StringLookup": part("StringLookup", *STRINGS, vocabulary=WORDS[:3]),
     "TextVectorization": part(
-        "TextVectorization", ["a b", "c"], vocabulary=WORDS[:3]
+        "TextVectorization",
+        ["a b", "c"],
+        vocabulary=WORDS[:3],
+        output_sequence_length=2,
     ),
 }
 LAYERS = keras_parts.LAYERS | DATA_LAYERS
 FLOAT32 = keras_parts.FLOAT32 | {"RandAugment"}
 
-# Their outputs jump where an input passes a whole number, by a last digit and
-# whatever the gradient is. They get the data as they are.
-ROUNDING = {
-    "ContrastLimitedAdaptiveHistogramEqualization",
-    "RandomPosterization",
+# What TensorFlow gives for their derivative is not that of their outputs: they
+# round to whole numbers, or TensorFlow has none of `HSVToRGB`, or a wrong one
+# of `ImageProjectiveTransformV3`. They get the data as they are.
+WITHOUT_DERIVATIVE = {
+    *("ContrastLimitedAdaptiveHistogramEqualization", "RandomPosterization"),
+    *("RandomHue", "RandomSaturation"),
+    *("RandAugment", "RandomPerspective", "RandomRotation", "RandomShear"),
+    *("RandomTranslation", "RandomZoom"),
 }
 
 # What a layer is refused for, by what stands in its error.
@@ -82,7 +90,7 @@ def discovered() -> dict[str, str | None]:
             if name in LAYERS or value not in found:
                 found[value] = name
     return {
-        name: None if name in LAYERS else NO_ROW.get(name, UNKNOWN)
+        name: NO_ROW.get(name, None if name in LAYERS else UNKNOWN)
         for name in sorted(found.values())
     }
 
@@ -117,7 +125,7 @@ def make_model(name: str) -> keras.Model:
 
     The first keeps shapes and gives numbers between 0 and 1, which the layers
     for images ask for. It is left out where the input is not real, or where
-    the layer rounds.
+    TensorFlow has no right derivative of the layer.
     """
     row = LAYERS[name]
     inputs, hidden = [], []
@@ -129,7 +137,7 @@ def make_model(name: str) -> keras.Model:
             dtype = "string" if is_text else "int32"
             inputs.append(keras.Input(np.shape(given)[1:], dtype=dtype))
         x = inputs[-1]
-        if is_shape(given) and name not in ROUNDING:
+        if is_shape(given) and name not in WITHOUT_DERIVATIVE:
             x = keras.layers.Dense(given[-1], "sigmoid")(x)
         hidden.append(x)
     layer = row.make()

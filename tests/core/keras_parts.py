@@ -43,6 +43,12 @@ def part(name, *inputs, apart=False, **arguments):
     return Part(make, inputs, apart)
 
 
+@keras.saving.register_keras_serializable("keras_parts")
+def squared(x):
+    """The function of a `Lambda`, which is saved by its name."""
+    return x * x
+
+
 LAYERS = {
     "ActivityRegularization": part("ActivityRegularization", VECTOR, l2=0.1),
     "Activation": part("Activation", VECTOR, activation="tanh"),
@@ -78,7 +84,7 @@ LAYERS = {
     "Identity": part("Identity", VECTOR),
     "LSTM": part("LSTM", SEQUENCE, units=2),
     "LSTMCell": Part(lambda: L.RNN(L.LSTMCell(2)), (SEQUENCE,)),
-    "Lambda": part("Lambda", VECTOR, function=keras.ops.square),
+    "Lambda": part("Lambda", VECTOR, function=squared),
     "LayerNormalization": part("LayerNormalization", VECTOR),
     "LeakyReLU": part("LeakyReLU", VECTOR),
     "Masking": part("Masking", SEQUENCE),
@@ -194,7 +200,7 @@ AUGMENTATIONS = {
     "RandomRotation": dict(factor=0.2),
     "RandomSaturation": WITH_FACTOR,
     "RandomSharpness": WITH_FACTOR,
-    "RandomShear": dict(x_factor=0.3, y_factor=0.3),
+    "RandomShear": dict(x_factor=(0.1, 0.3), y_factor=(0.1, 0.3)),
     "RandomTranslation": dict(height_factor=0.3, width_factor=0.3),
     "RandomZoom": dict(height_factor=0.3, width_factor=0.3),
     "Solarization": IN_RANGE,
