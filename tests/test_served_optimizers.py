@@ -1,5 +1,6 @@
 """`BilevelModel` whose inner steps are those of a Keras optimizer."""
 
+import builders
 import keras
 import numpy as np
 import pytest
@@ -73,15 +74,8 @@ def fit(learner, epochs, **arguments):
 
 
 def train_plainly(model, optimizer, num_chains):
-    """Keras's own training, on the batches that a learner of seed 5 draws."""
     model.compile(optimizer, loss=loss())
-    batches = ArrayData("x", make_data(), 8, seed=5)
-    for x, y in batches.chains(CHAIN).take(num_chains):
-        for step in range(CHAIN):
-            model.train_on_batch(x[step], y[step])
-    # What `fit` does at its end: only a moving average changes anything.
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    return model
+    return builders.train_plainly(model, make_data(), 8, CHAIN, num_chains)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -63,7 +63,7 @@ class ChainsApart:
         self.seed = seed
         self.recent = RecentExamples(self.num_steps * batch_size)
         self.data: Any = None
-        self._serves: Any = None
+        self._served: Any = None
 
     @property
     def num_steps(self) -> int:
@@ -82,14 +82,7 @@ class ChainsApart:
 
     def serves(self, model: keras.Model, owners: list) -> bool:
         """Whether its state belongs to a model as it is now."""
-        now = (
-            weakref.ref(model),
-            [id(weight) for weight in model.trainable_variables],
-            [id(variable) for variable in variables_of(owners)],
-        )
-        if self._serves is None:
-            self._serves = now
-        return self._serves == now
+        return self._served in (None, _identity_of(model, owners))
 
     def read_data(self, model: keras.Model) -> None:
         """Reads the levels of data that are its own, once."""
@@ -124,6 +117,7 @@ class ChainsApart:
             model: Built and compiled `keras.Model`.
             owners: The objects that own its hyperparameters.
         """
+        self._served = _identity_of(model, owners)
         self.placement = placement.of_model(model)
         if self.needs_recording:
             self.placement.check_recording()
@@ -214,3 +208,12 @@ class ChainsApart:
         module = checkpointed(state)
         module.recent = self.recent
         return module
+
+
+def _identity_of(model, owners):
+    """A model, its trainable weights and hyperparameters, as they are now."""
+    return (
+        weakref.ref(model),
+        [id(weight) for weight in model.trainable_variables],
+        [id(variable) for variable in variables_of(owners)],
+    )

@@ -198,7 +198,6 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         if not self._chains.serves(model, owners):
             self._chains.end(model)
             self._chains = ChainsApart(**self._fresh_arguments())
-            self._chains.serves(model, owners)
             self._chains.read_data(model)
             self._num_batches = 0
         self._chains.begin(model, owners)

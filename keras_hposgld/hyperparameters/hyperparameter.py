@@ -55,10 +55,9 @@ class Hyperparameter(abc.ABC):
         """What to save where Keras does not save this object with the model.
 
         Returns:
-            Pairs of a name and a variable. By default the hyperparameters of a
-            loss, which Keras saves by its config alone.
+            Pairs of a name and a variable.
         """
-        return [("loss", v) for v in self.hyperparameter_variables]
+        return [("hyperparameter", v) for v in self.hyperparameter_variables]
 
     def weigh(self, sample_weight: Any) -> Any:
         """Sample weights, from the third part of an inner batch.

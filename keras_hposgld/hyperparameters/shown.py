@@ -1,5 +1,6 @@
 """What a learner shows of its hyperparameters, whatever kind of learner."""
 
+import abc
 from collections.abc import Callable
 
 import keras
@@ -11,12 +12,12 @@ from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.summary import summarize
 
 
-class ShowsHyperparameters:
+class ShowsHyperparameters(abc.ABC):
     """Base of what finds hyperparameters: the models, and the callback."""
 
+    @abc.abstractmethod
     def find_hyperparameters(self) -> list[Hyperparameter]:
         """The objects that own the hyperparameters of the built model."""
-        raise NotImplementedError
 
     @property
     def hyperparameters(self) -> list[keras.Variable]:

@@ -6,6 +6,8 @@ are held by the loss object, so it has to be the one that `compile` gets. Its
 config holds what was learned, since Keras saves a loss by its config.
 """
 
+import abc
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -53,12 +55,16 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
     def hyperparameter_variables(self) -> list[keras.Variable]:
         return [self.variable]
 
+    def saved_apart(self) -> list[tuple[str, keras.Variable]]:
+        """The variable, since Keras saves a loss by its config alone."""
+        return [("loss", self.variable)]
+
     def hyperparameter_values(self) -> dict:
         return {self.variable.path: self.constrained()}
 
+    @abc.abstractmethod
     def constrained(self) -> tf.Tensor:
         """The hyperparameters as the loss uses them."""
-        raise NotImplementedError
 
     def probabilities(self, y_pred) -> tf.Tensor:
         """What the model predicts, `(n, num_classes)`."""

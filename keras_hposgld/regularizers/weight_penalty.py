@@ -24,8 +24,6 @@ class WeightPenalty(keras.regularizers.Regularizer):
         center: Variable that the weight is pulled to, or `None` for zero.
         address: String, the place of the weight in its model, see
             `hyperparameters.addresses`; `None` as long as nobody has said.
-        is_waiting: Whether it was read from a file, and its weight has not yet
-            been seen.
     """
 
     def __init__(self, owner, path, shape, strengths, center, address=None):
@@ -35,13 +33,17 @@ class WeightPenalty(keras.regularizers.Regularizer):
         self.strengths = strengths
         self.center = center
         self.address = address
-        self.is_waiting = True
-        self._weight = lambda: None
+        self._weight = None
 
     @property
     def weight(self) -> keras.Variable | None:
         """The weight's variable, `None` before it was seen or after its end."""
-        return self._weight()
+        return None if self._weight is None else self._weight()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it was read from a file, and its weight is not yet seen."""
+        return self._weight is None
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -52,7 +54,6 @@ class WeightPenalty(keras.regularizers.Regularizer):
     def bind(self, weight: keras.Variable, address: str | None) -> None:
         """Becomes the regularizer of a weight."""
         self._weight = weakref.ref(weight)
-        self.is_waiting = False
         self.path = weight.path
         self.address = address or self.address
         weight.regularizer = self

@@ -29,6 +29,7 @@ from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.discovery import not_owned
 from keras_hposgld.training.overrides import compute_loss
 from keras_hposgld.training.placement.on_replica import local_loss
+from keras_hposgld.training.state import random_states
 
 LAYER_STATES = ("carried", "frozen")
 
@@ -219,12 +220,6 @@ def layer_variables(model: keras.Model) -> list[keras.Variable]:
     return not_owned(model.non_trainable_variables, model)
 
 
-def _random_states(model: keras.Model) -> list[keras.Variable]:
-    """The counters of a model's random numbers, as far as it is built."""
-    weights = {id(weight) for weight in model.non_trainable_weights}
-    return [v for v in model.non_trainable_variables if id(v) not in weights]
-
-
 def tensors(variables: list[keras.Variable]) -> list[tf.Tensor]:
     """The values of Keras variables now, as tensors."""
     return [tf.convert_to_tensor(variable.value) for variable in variables]
@@ -246,7 +241,7 @@ def build_on(
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     sample_weight = weigh(sample_weight)
     # Recurrent layers with dropout draw masks when they predict as well.
-    before = [(state, state.numpy()) for state in _random_states(trainer)]
+    before = [(state, state.numpy()) for state in random_states(trainer)]
     y_pred = trainer(x, training=False)
     for variable, value in before:
         variable.assign(value)

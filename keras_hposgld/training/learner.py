@@ -4,6 +4,7 @@ Both wrap a Keras model and are Keras models themselves, whose `train_step` is
 one outer iteration, on one device or on several.
 """
 
+import abc
 import random
 from typing import Any
 from typing import NoReturn
@@ -236,9 +237,9 @@ class Learner(ModelWrapper):
                 self.outer_level.observers[:] = observers
                 self.train_function = None  # the old one calls them
 
+    @abc.abstractmethod
     def steps_ahead(self, iterations: int) -> range:
         """The numbers of the inner steps in outer iterations to come."""
-        raise NotImplementedError
 
     # What Keras calls to save and to load. It saves the wrapped model, the
     # learned strengths, both optimizers and the counters by itself, as they

@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.hyperparameters.addresses import all_layers
+
 # What `keras.Model.compile` sets and the methods below read. Those with an
 # underscore are private to Keras; they have no public names.
 _LENT = (
@@ -112,9 +114,7 @@ def added_losses(model: keras.Model) -> list:
     """
     # Private to Keras, whose `losses` adds the regularization of weights.
     return [
-        loss
-        for layer in model._flatten_layers()
-        for loss in layer._get_own_losses()
+        loss for layer in all_layers(model) for loss in layer._get_own_losses()
     ]
 
 

@@ -141,8 +141,8 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
         """As in Keras; files of the older kind, `.h5`, are refused."""
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
-                "`filepath` must not be a legacy HDF5 file: its names cannot "
-                "hold the strength of a weight beside the weight. Received: "
+                "`filepath` must not be a legacy HDF5 file: a model that is "
+                "loaded from one has no learned strengths. Received: "
                 f"filepath={str(filepath)!r}. Save to a file that ends in "
                 '".keras", or the plain model: '
                 "`learner.export().save(filepath)`."

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import Batches
 
 import keras_hposgld as hs
 from keras_hposgld.data.fit_data import FitData
@@ -41,21 +42,9 @@ def as_dataset(batches):
     )
 
 
-class Sequence(keras.utils.PyDataset):
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        return self.batches[index]
-
-
 KINDS = {
     "dataset": as_dataset,
-    "PyDataset": Sequence,
+    "PyDataset": Batches,
     "generator": lambda batches: iter(list(batches) * 3),
 }
 
@@ -171,8 +160,8 @@ def test_targets_with_a_time_axis_follow_their_inputs(float64):
         plain.train_on_batch(x, y, sample_weight)
     learner = make_learner(model())
     learner.fit(
-        Sequence(batches),
-        outer_data=Sequence(batches),
+        Batches(batches),
+        outer_data=Batches(batches),
         steps_per_epoch=2,
         shuffle=False,
         verbose=0,

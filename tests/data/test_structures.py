@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import Batches
 
 import keras_hposgld as hs
 from keras_hposgld.data.arrays import ArrayData
@@ -32,18 +33,6 @@ STRUCTURES = {
 }
 
 
-class Sequence(keras.utils.PyDataset):
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        return self.batches[index]
-
-
 def rows(structure, part):
     return keras.tree.map_structure(
         lambda x: None if x is None else x[part], structure
@@ -63,7 +52,7 @@ KINDS = {
     "arrays": lambda data: data,
     "dataset": as_dataset,
     "generator": lambda data: iter(in_batches(data) * 2),
-    "PyDataset": lambda data: Sequence(in_batches(data)),
+    "PyDataset": lambda data: Batches(in_batches(data)),
 }
 
 
@@ -223,7 +212,7 @@ X_ONLY = {
         4
     ),
     "generator": lambda: iter([A[n : n + 4] for n in range(0, 24, 4)]),
-    "PyDataset": lambda: Sequence([A[n : n + 4] for n in range(0, 24, 4)]),
+    "PyDataset": lambda: Batches([A[n : n + 4] for n in range(0, 24, 4)]),
 }
 
 

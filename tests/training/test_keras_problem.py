@@ -1,12 +1,12 @@
 """What Keras does to weights beside the gradient, a chain does too."""
 
+import builders
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld.data.arrays import ArrayData
 from keras_hposgld.training import keras_problem
 
 CONSTRAINTS = {
@@ -67,15 +67,9 @@ def learn(model, optimizer, epochs=2, **arguments):
     return learner
 
 
-def train_plainly(model, optimizer, num_chains=4):
-    """Keras's own training, on the batches that a learner of seed 5 draws."""
+def train_plainly(model, optimizer):
     model.compile(optimizer, loss="mse")
-    batches = ArrayData("x", make_data(), 6, seed=5)
-    for x, y in batches.chains(CHAIN).take(num_chains):
-        for step in range(CHAIN):
-            model.train_on_batch(x[step], y[step])
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    return model
+    return builders.train_plainly(model, make_data(), 6, CHAIN, 4)
 
 
 def assert_equal_weights(ours, others, **tolerance):
