@@ -40,6 +40,7 @@ def attach_regularizer(
     if regularizer is None:
         return None
     used = regularizer.for_model(model.weights)
+    used.is_from_outside = True
     weights = [w for w in model.trainable_variables if w.regularizer is None]
     if not used.is_from_file:
         weights = [w for w in weights if (choose or is_kernel)(w)]
@@ -51,6 +52,17 @@ def attach_regularizer(
             if not used.is_from_file or used.waits_for(weight, address):
                 used.attach(weight, address, known)
     return used
+
+
+def attached_before(model: keras.Model) -> WeightHyperparameter | None:
+    """The regularizer that an earlier learner attached to a model, if any."""
+    owners = {
+        id(owner): owner
+        for weight in model.weights
+        for owner in [getattr(weight.regularizer, "owner", None)]
+        if isinstance(owner, WeightHyperparameter) and owner.is_from_outside
+    }
+    return next(iter(owners.values())) if len(owners) == 1 else None
 
 
 def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:

@@ -84,10 +84,13 @@ class WeightHyperparameter(Hyperparameter):
     Attributes:
         name: String, by which configs tell it from others of its class.
         is_from_file: Whether a file has said which weights it is for.
+        is_from_outside: Whether it was attached to a model made without it, by
+            a learner or a callback, which then has to keep it.
     """
 
     name: str
     is_from_file = False
+    is_from_outside = False
 
     @abc.abstractmethod
     def attach(

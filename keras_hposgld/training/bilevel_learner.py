@@ -1,5 +1,6 @@
 """What a `BilevelModel` is and keeps, apart from `compile` and `fit`."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 
 from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
+from keras_hposgld.hyperparameters.discovery import attached_before
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training.bilevel_steps import BilevelSteps
 from keras_hposgld.training.checks import check_learnable
@@ -39,7 +41,17 @@ class BilevelLearner(Learner):
     ):
         super().__init__(model, seed=seed, name=name)
         check_learnable(regularizer, example_weights)
-        self.regularizer = regularizer
+        # Kept and saved by each learner of the model, whoever attached it.
+        before = attached_before(model)
+        if before is not None and regularizer not in (None, before):
+            warnings.warn(
+                "`regularizer` is left out: the model has learned strengths "
+                "already, which an earlier learner or callback attached, and "
+                f"learning goes on with those. Received: {regularizer!r}, and "
+                f"{before!r}. Wrap a fresh model for other ones.",
+                stacklevel=3,
+            )
+        self.regularizer = regularizer if before is None else before
         self.filter = filter
         self.example_weights = example_weights
         self.starting_weights = WeightCopies("starting_weights")

@@ -517,3 +517,21 @@ def test_weights_in_old_h5_files(tmp_path):
     fresh.load_weights(tmp_path / "model.h5")
     np.testing.assert_array_equal(fresh(X), model(X))
     assert_same(strengths(fresh), expected)
+
+
+@pytest.mark.parametrize("second", [None, "other"])
+def test_second_learner_goes_on_with_the_strengths_of_the_first(
+    tmp_path, second
+):
+    model = dense_pair(None)
+    first = learn(hs.BilevelModel(model, regularizer=l2(1e-2)))
+    expected = strengths(first)
+    if second is None:
+        learner = hs.BilevelModel(model)
+    else:
+        with pytest.warns(UserWarning, match="`regularizer` is left out"):
+            learner = hs.BilevelModel(model, regularizer=l2(0.5))
+    assert_same(strengths(learner), expected)
+    learn(learner)
+    expected = strengths(learner)
+    assert_same(strengths(save_and_load(learner, tmp_path)), expected)
