@@ -310,7 +310,9 @@ def test_moving_statistics_are_means_over_the_tasks():
     )
 
 
-@pytest.mark.parametrize("estimator", ["rmd", "hpo_sgld"])
+@pytest.mark.parametrize(
+    "estimator", [pytest.param("rmd", marks=pytest.mark.slow), "hpo_sgld"]
+)
 def test_two_replicas_compute_what_one_does(mirrored, estimator):
     estimators = {"rmd": E.RMD(num_steps=3), "hpo_sgld": E.HPOSGLD(1, 2)}
     results = []

@@ -157,6 +157,7 @@ def test_tensorboard_gets_histograms_and_scalars(tmp_path, scheme):
         )
 
 
+@pytest.mark.slow
 def test_tensorboard_itself_reads_what_is_written(tmp_path):
     accumulators = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",

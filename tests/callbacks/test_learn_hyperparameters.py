@@ -226,6 +226,7 @@ def test_it_learns_which_inputs_count(estimator):
         assert np.all(np.isfinite(history[key][1:]))
 
 
+@pytest.mark.slow
 def test_number_of_chains_and_the_warm_up():
     # 36 batches of 8; the first 48 examples are there after the sixth.
     for arguments, expected in [
@@ -239,6 +240,7 @@ def test_number_of_chains_and_the_warm_up():
         assert np.isnan(history["outer_loss"]).all() == (expected == 0)
 
 
+@pytest.mark.slow
 def test_it_works_beside_the_callbacks_of_keras(tmp_path):
     pytest.importorskip("tensorboard", reason="Keras's callback writes by it")
     model = make_model()
@@ -438,6 +440,7 @@ def test_killed_run_goes_on_to_the_same_end(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_backup_holds_the_state_of_any_sampler(tmp_path):
     def make():
         return make_callback(

@@ -125,6 +125,7 @@ def test_projection_goes_with_scales_that_are_held_fixed(name):
 
 
 @pytest.mark.parametrize("alias", ["rmd", "fmd", "hpo_sgld", "adjoint_sgld"])
+@pytest.mark.slow
 def test_xla_computes_the_same(alias):
     problem, sampler = PROBLEM, hs.SGLD(0.05)
     if alias == "adjoint_sgld":  # which serves a fixed start alone

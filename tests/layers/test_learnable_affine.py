@@ -274,6 +274,7 @@ def test_each_inner_step_draws_other_transformations(rng):
     assert abs(means[1] / means[0] - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_hypergradient_is_the_slope_of_the_outer_loss(float64):
     # A chain at temperature 0 with its draws fixed by seeds is a function of
     # the range. Differences of it need no other code than the chain's.
@@ -293,6 +294,7 @@ def test_hypergradient_is_the_slope_of_the_outer_loss(float64):
     np.testing.assert_allclose(forward, reverse, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_runs_and_others_do_not():
     def run_chains(seed):
         estimator = hs.estimators.AdjointSGLD(0, 2)
@@ -325,6 +327,7 @@ def test_compiled_iterations_give_the_eager_result(how):
         np.testing.assert_allclose(compiled, eager, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixed_precision_interpolates_in_float32():
     before = keras.config.dtype_policy()
     expected = fit(make_learner(hs.estimators.HPOSGLD(1, 2)), 2)

@@ -132,7 +132,13 @@ def test_any_form_of_targets_and_predictions_gives_the_same(kind, rng):
         )
 
 
-@each_loss
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind == "taylor" else [])
+        for kind in START
+    ],
+)
 def test_hypergradient_is_the_difference_quotient(float64, rng, kind):
     # Reverse mode through three inner steps, against moving the loss a little
     # in a random direction and taking the steps again.
@@ -228,9 +234,9 @@ def by_checkpoint(learner, kind, folder):
 @pytest.mark.parametrize(
     ("way", "kind"),
     [
-        (by_file, "taylor"),
+        pytest.param(by_file, "taylor", marks=pytest.mark.slow),
         (by_file, "class_weights"),
-        (by_weights, "taylor"),
+        pytest.param(by_weights, "taylor", marks=pytest.mark.slow),
         (by_checkpoint, "class_weights"),
     ],
 )
@@ -279,6 +285,7 @@ def test_plain_fit_leaves_the_loss_alone_and_the_callback_learns_it():
     assert list(callback.hyperparameter_values()) == [loss.variable.path]
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_it_learns_the_same():
     learned = []
     for arguments in ({"run_eagerly": True}, {"jit_compile": True}):

@@ -79,6 +79,7 @@ def test_strength_per_tensor_is_exported_as_it_is(rng):
     )
 
 
+@pytest.mark.slow
 def test_exported_model_loads_without_the_package(tmp_path, rng):
     for name, granularity in (("per_input", "input"), ("scalar", "tensor")):
         model = make_model(

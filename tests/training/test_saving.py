@@ -103,8 +103,17 @@ def by_checkpoint(learner, folder):
     return other
 
 
-@pytest.mark.parametrize("start", ["continue", "initial"])
-@pytest.mark.parametrize("way", [by_file, by_weights, by_checkpoint])
+@pytest.mark.parametrize(
+    "way, start",
+    [
+        (by_file, "continue"),
+        (by_file, "initial"),
+        (by_weights, "initial"),
+        (by_checkpoint, "continue"),
+        pytest.param(by_weights, "continue", marks=pytest.mark.slow),
+        pytest.param(by_checkpoint, "initial", marks=pytest.mark.slow),
+    ],
+)
 def test_training_goes_on_from_what_was_saved(tmp_path, way, start):
     learner = make_learner(start)
     fit(learner)

@@ -267,6 +267,7 @@ def test_local_batch_statistics_are_averaged(mirrored):
     assert_replicas_are_alike(learner)
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_on_sizes_that_do_not_divide(mirrored):
     one, two = make_learner(), make_learner(strategy=mirrored)
     for learner in (one, two):
@@ -316,6 +317,7 @@ def test_mirrored_strategy_of_one_replica_serves_every_estimator():
         assert_close(learner, expected)
 
 
+@pytest.mark.slow
 def test_chain_inside_of_replicas_gives_the_same(monkeypatch):
     # The way of TPUs, whose replicas can average in loops of their own: here
     # on one device, where any can.
