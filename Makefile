@@ -9,6 +9,10 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export GRPC_VERBOSITY ?= ERROR
 
+# What more to ask of pytest, such as the floor of coverage in `.ci/run`.
+PYTEST_ARGS ?=
+PYTEST := -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
 # The oldest versions of what the package needs, in an environment of their own.
 OLDEST := .venv-oldest
 
@@ -19,13 +23,13 @@ demo: $(READY)
 		|| (cat $(VENV)/demo.log >&2; exit 1)
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+	$(BIN)/python $(PYTEST) -m slow
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+	$(OLDEST)/bin/python $(PYTEST) -m "not slow"
 
 $(OLDEST)/.ready: pyproject.toml tests/oldest.txt
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
