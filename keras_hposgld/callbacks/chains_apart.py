@@ -1,23 +1,21 @@
 """Chains on copies of a model's weights, for a callback of its `fit`."""
 
-import weakref
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_hposgld import samplers
+from keras_hposgld.callbacks.chains_in_training import identity_of
+from keras_hposgld.callbacks.learning_data import read_data
 from keras_hposgld.callbacks.recent_examples import RecentExamples
 from keras_hposgld.callbacks.recording_step import record
 from keras_hposgld.callbacks.recording_step import stop_recording
-from keras_hposgld.data import kinds
-from keras_hposgld.data.arrays import as_arrays
-from keras_hposgld.data.elements import inputs_of
-from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import SGLD
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training import placement
+from keras_hposgld.training.outer_iteration import run_outer_iteration
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.state import checkpointed
 from keras_hposgld.training.state import state_of
@@ -31,8 +29,10 @@ class ChainsApart:
 
     Args:
         estimator: As in `LearnHyperparameters`, like all of them.
-        sampler: Likewise.
         hyper_optimizer: Likewise.
+        sampler: Likewise.
+        every: Likewise.
+        warmup_batches: Likewise.
         batch_size: Likewise.
         inner_data: Likewise.
         outer_data: Likewise.
@@ -43,9 +43,11 @@ class ChainsApart:
     def __init__(
         self,
         estimator: Any,
-        sampler: Any,
         hyper_optimizer: Any,
         *,
+        sampler: Any,
+        every: int | str,
+        warmup_batches: int,
         batch_size: int,
         inner_data: Any,
         outer_data: Any,
@@ -55,8 +57,12 @@ class ChainsApart:
         self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
         self.outer_level = OuterLevel()
         self.outer_level.configure(
-            estimator, hyper_optimizer, **outer_arguments
+            "hpo_sgld" if estimator is None else estimator,
+            hyper_optimizer,
+            **outer_arguments,
         )
+        self.every = 50 if every == "auto" else every
+        self.warmup_batches = warmup_batches
         self.batch_size = batch_size
         self.inner_data = inner_data
         self.outer_data = outer_data
@@ -82,32 +88,15 @@ class ChainsApart:
 
     def serves(self, model: keras.Model, owners: list) -> bool:
         """Whether its state belongs to a model as it is now."""
-        return self._served in (None, _identity_of(model, owners))
+        return self._served in (None, identity_of(model, owners))
 
     def read_data(self, model: keras.Model) -> None:
         """Reads the levels of data that are its own, once."""
         if self.data is not None:
             return
         levels = {"inner_data": self.inner_data, "outer_data": self.outer_data}
-        self.data = FitData(
-            [
-                self._level(name, data, model)
-                for name, data in levels.items()
-                if data is not None
-            ]
-        )
-
-    def _level(self, name, data, model):
-        return kinds.level_data(
-            name,
-            *keras.utils.unpack_x_y_sample_weight(as_arrays(data)),
-            default_batch_size=self.batch_size,
-            seed=self.seed + (name == "outer_data"),
-            inputs=inputs_of(model),
-            needs_targets=model.loss is not None
-            or (
-                name == "outer_data" and self.outer_level.outer_loss is not None
-            ),
+        self.data = read_data(
+            levels, model, self.outer_level, self.batch_size, self.seed
         )
 
     def begin(self, model: keras.Model, owners: list) -> None:
@@ -117,7 +106,7 @@ class ChainsApart:
             model: Built and compiled `keras.Model`.
             owners: The objects that own its hyperparameters.
         """
-        self._served = _identity_of(model, owners)
+        self._served = identity_of(model, owners)
         self.placement = placement.of_model(model)
         if self.needs_recording:
             self.placement.check_recording()
@@ -156,7 +145,8 @@ class ChainsApart:
                 outer_level.layer_state,
                 tracks_metrics=False,
             )
-            outer_level.run(
+            run_outer_iteration(
+                outer_level,
                 problem,
                 inner_batches,
                 outer_batches,
@@ -183,14 +173,27 @@ class ChainsApart:
             )
         )
 
-    def run(self) -> None:
-        """One chain, and one step with the hyperparameters.
+    def before(self) -> None:
+        """What there is to do before a batch of `fit`: nothing."""
+
+    def after(self, before: int, now: int) -> int:
+        """Runs a chain, if one is due, and learns from it.
+
+        Args:
+            before: Integer, the batches of `fit` before those of now.
+            now: Integer, with them.
+
+        Returns:
+            The number of chains that ran.
 
         Raises:
             RuntimeError: If the outer data have come to their end, or if too
                 many updates in a row were skipped.
             ValueError: If a batch is not like the first one.
         """
+        is_due = now // self.every > before // self.every
+        if not is_due or now < self.warmup_batches or not self.are_ready:
+            return 0
         with self.data.explains_its_end(lambda: self._num_drawn):
             batches = next(self.batches)
         self._num_drawn += 1
@@ -198,6 +201,7 @@ class ChainsApart:
             batches = self.recent.stacked(self.num_steps), *batches
         self._run(*batches)
         self.outer_level.guard.raise_if_too_many()
+        return 1
 
     def state(self, model: keras.Model, owners: list) -> tf.Module:
         """All that learning resumes from; the weights are in Keras's backup."""
@@ -208,12 +212,3 @@ class ChainsApart:
         module = checkpointed(state)
         module.recent = self.recent
         return module
-
-
-def _identity_of(model, owners):
-    """A model, its trainable weights and hyperparameters, as they are now."""
-    return (
-        weakref.ref(model),
-        [id(weight) for weight in model.trainable_variables],
-        [id(variable) for variable in variables_of(owners)],
-    )

@@ -1,12 +1,20 @@
 """What a callback that learns in a plain `fit` cannot serve, or has to say."""
 
 import warnings
+import weakref
 from typing import Any
 
 import keras
 
+from keras_hposgld.callbacks.recording_step import RecordingStep
 from keras_hposgld.hyperparameters.discovery import is_kept_by
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
+from keras_hposgld.samplers import keras_steps
+from keras_hposgld.training.learning_step import LearningStep
+from keras_hposgld.training.step_of_fit import plain
+
+# The callbacks that learn in the `fit` of a model, the latest of them.
+_learning: Any = weakref.WeakKeyDictionary()
 
 
 def check_model(model: keras.Model) -> None:
@@ -23,6 +31,76 @@ def check_model(model: keras.Model) -> None:
         )
 
 
+def why_not_in_training(model: keras.Model) -> str | None:
+    """Why the steps of a model's `fit` cannot be those of a chain, if so."""
+    step = vars(model).get("train_step")
+    if type(model).train_step is not keras.Model.train_step or not isinstance(
+        step, RecordingStep | LearningStep | None
+    ):
+        return "the model has a `train_step` of its own"
+    try:
+        keras_steps.of_training(plain(model.optimizer))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_chain_of_fit(model: keras.Model, steps: int, every: int) -> None:
+    """Checks that the steps of a model's `fit` can be those of chains.
+
+    Args:
+        model: Compiled `keras.Model`.
+        steps: The length of a chain.
+        every: The steps from the end of a chain to that of the next.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    reason = why_not_in_training(model)
+    if reason is not None:
+        raise ValueError(
+            f'`chain="training"` cannot serve this model: {reason} '
+            f'Received: model={model!r}. Pass `chain="apart"`.'
+        )
+    if every < steps:
+        raise ValueError(
+            "`every` must not be less than the length of a chain, where its "
+            f"steps are those of the training. Received: every={every} and a "
+            f"chain of {steps} steps."
+        )
+    if not isinstance(model.steps_per_execution, int):
+        raise ValueError(
+            "`steps_per_execution` must be a number where hyperparameters are "
+            f"learned. Received: {model.steps_per_execution!r}."
+        )
+
+
+def check_alone(callback: keras.callbacks.Callback) -> None:
+    """Checks that no other callback learns in the same steps.
+
+    Args:
+        callback: `LearnHyperparameters`, when its `fit` begins.
+
+    Raises:
+        ValueError: If one of the two has its chains in the training.
+    """
+    # Keras gives one and the same dictionary to all callbacks of a `fit`.
+    others = _learning.setdefault(callback.model, [])
+    others[:] = [
+        other
+        for other in others
+        if other() not in (None, callback) and other().params is callback.params
+    ]
+    kinds = [callback.chain, *(other().chain for other in others)]
+    if others and "training" in kinds:
+        raise ValueError(
+            "Only one callback may learn from the steps of a `fit`. Received: "
+            f"{len(kinds)} of them, with chain={kinds}. Put all that is to be "
+            "learned into one, as it finds all hyperparameters of the model."
+        )
+    others.append(weakref.ref(callback))
+
+
 def check_decay(model: keras.Model) -> None:
     """Checks that no weight has a learned decay, which nobody would apply.
 
@@ -32,10 +110,10 @@ def check_decay(model: keras.Model) -> None:
     for weight in model.trainable_variables:
         if getattr(weight.regularizer, "decays", False):
             raise ValueError(
-                "`LearnableWeightDecay` cannot be learned by this callback: "
+                "`LearnableWeightDecay` cannot be learned by chains apart: "
                 "the optimizer of `fit` does not apply it. Received: the "
-                f"weight {weight.path!r}. Use `keras_hposgld.BilevelModel`, "
-                "or `LearnableL2`."
+                f'weight {weight.path!r}. Use `chain="training"`, '
+                "`keras_hposgld.BilevelModel`, or `LearnableL2`."
             )
 
 

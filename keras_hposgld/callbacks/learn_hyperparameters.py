@@ -11,11 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.callbacks.backup import Backup
-from keras_hposgld.callbacks.chains_apart import ChainsApart
+from keras_hposgld.callbacks.chain_kind import ChainKind
+from keras_hposgld.callbacks.chain_kind import fresh
+from keras_hposgld.callbacks.checks import check_alone
 from keras_hposgld.callbacks.checks import check_decay
 from keras_hposgld.callbacks.checks import check_model
 from keras_hposgld.callbacks.checks import warn_of_unsaved
-from keras_hposgld.core.checks import check_count
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
@@ -23,19 +24,23 @@ from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
 
 
 class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
-    """Updates the learnable hyperparameters of a model every so many batches.
+    """Learns the hyperparameters of a model in the course of its `fit`.
 
-    The model is trained as it would be without the callback, with any
-    optimizer and any loss. After each `every` batches a chain of
-    `estimator.num_steps` inner steps starts from the current weights, and its
-    hypergradient moves the hyperparameters. The chain works on copies: weights,
-    optimizer, metrics and random generators of the model stay as they are.
+    The model is trained as it would be without the callback, with its own
+    optimizer, loss and data. There are two kinds of chains to learn from:
 
-    The inner steps of a chain are taken on the examples that `fit` trained on
-    last, so there is no chain before there have been enough of them. The
-    callback adds `outer_loss`, `hypergradient_norm` and `skipped_updates` to
-    the logs of an epoch (not a number where no chain ran); callbacks that are
-    to see them come after it in the list.
+    * `"training"`: the steps that `fit` takes are those of the chain, so that
+      it costs little more than a plain `fit`. The optimizer must be one that
+      `samplers.from_optimizer` serves, or a sampler, and `train_step` Keras's.
+    * `"apart"`: after each `every` batches a chain of its own starts from the
+      current weights, on copies of them. It serves any optimizer, any
+      `train_step` and any estimator. Its inner steps are taken on the examples
+      that `fit` trained on last, so there is no chain before there have been
+      enough of them.
+
+    The callback adds `outer_loss`, `hypergradient_norm` and `skipped_updates`
+    to the logs of an epoch (not a number where no chain ended); callbacks that
+    are to see them come after it in the list.
 
     It may be used for one `fit` after the other, and copied. With another
     model, or with other trainable weights than before, it begins anew, as a
@@ -45,29 +50,36 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         outer_data: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or a generator: what the hyperparameters
             are learned on.
-        estimator: `HypergradientEstimator` or alias. Defaults to `"hpo_sgld"`.
-        sampler: `Sampler` or Keras optimizer, the step of the chain, as in
+        estimator: `HypergradientEstimator` or alias. `None` (default): in
+            training `HPOSGLD(0, 5, outer_every=5)`, apart `"hpo_sgld"`. In
+            training it must be one that takes single steps, such as `HPOSGLD`.
+        sampler: `Sampler` or Keras optimizer, the step of a chain apart, as in
             `BilevelModel.compile`. Each chain begins anew. Defaults to
             `SGLD(0.01)`.
         hyper_optimizer: Keras optimizer of the hyperparameters. Defaults to
             `keras.optimizers.Adam(0.05)`.
-        every: Integer, batches of `fit` from chain to chain. Defaults to `50`.
-        batch_size: Integer, the examples in an inner step, and in an outer one
-            where `outer_data` are arrays or single examples. Defaults to `32`.
-        inner_data: The training data, in any form that `outer_data` may have:
-            the chains then draw from them. `None` (default): the examples
-            that `fit` trained on last. Under a strategy they are needed,
-            and model and callback are to be made in the strategy's scope.
+        every: Integer, batches of `fit` from the end of a chain to that of the
+            next. `"auto"` (default): the length of a chain in training, `50`
+            apart.
+        batch_size: Integer, the examples in an outer batch (and in an inner
+            step apart) where data are arrays or single examples. Defaults to
+            `32`.
+        chain: `"training"` or `"apart"`. `None` (default): in training, unless
+            an argument or the model asks for what only chains apart can do.
+        inner_data: For chains apart: the training data, in any form that
+            `outer_data` may have. `None` (default): the examples that `fit`
+            trained on last. Under a strategy they are needed. (There, model
+            and callback are to be made in the strategy's scope.)
         regularizer: A learnable regularizer to attach to the kernels of a
             model made without one. It is not saved with the model.
         filter: Function from a trainable weight to whether `regularizer` is
             attached to it. `None` (default): every kernel.
         outer_loss: Keras loss. `None` (default): the compiled loss without the
             regularization.
-        layer_state: `"carried"` (default) or `"frozen"`, see
+        layer_state: `"carried"` (default) or, apart, `"frozen"`: see
             `keras_hposgld.training.keras_problem`.
-        warmup_batches: Integer: no chain before so many batches. Defaults to
-            `0`.
+        warmup_batches: Integer: no hyperparameter moves before so many
+            batches. Defaults to `0`.
         max_skipped_updates: Integer: after so many outer iterations in a row
             with a number that is not finite, `fit` stops with an error.
             Defaults to `10`.
@@ -81,9 +93,10 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     Raises:
         TypeError: If `sampler` is not a sampler, or if the model is a
             `BilevelModel`.
-        ValueError: If a number is out of range; when training begins, if the
-            model has no hyperparameters or the learning rate of the sampler
-            is too large for their bound.
+        ValueError: If a number is out of range, or an argument does not go
+            with the kind of chain; when training begins, if the model has no
+            hyperparameters, cannot be served, or if the learning rate is too
+            large for the bound of a strength.
 
     Example:
 
@@ -101,9 +114,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         ]
     )
     model.compile("adam", loss="mse")
-    learning = hs.callbacks.LearnHyperparameters(
-        outer_data=(x[150:], y[150:]), every=5, batch_size=4
-    )
+    learning = hs.callbacks.LearnHyperparameters(outer_data=(x[150:], y[150:]))
     model.fit(x[:150], y[:150], epochs=10, callbacks=[learning], verbose=0)
     print(learning.hyperparameter_values())
     ```
@@ -112,12 +123,13 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     def __init__(
         self,
         outer_data: Any,
-        estimator: Any = "hpo_sgld",
+        estimator: Any = None,
         sampler: Any = None,
         hyper_optimizer: Any = None,
-        every: int = 50,
+        every: int | str = "auto",
         *,
         batch_size: int = 32,
+        chain: str | None = None,
         inner_data: Any = None,
         regularizer: Any = None,
         filter: Callable | None = None,
@@ -129,26 +141,42 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         seed: int | None = None,
     ):
         super().__init__()
-        self.every = check_count("every", every, 1)
-        self.warmup_batches = check_count("warmup_batches", warmup_batches, 0)
         self.regularizer = regularizer
         self.filter = filter
         self.backup_dir = backup_dir
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self._chain_arguments = {
-            "estimator": estimator,
-            "sampler": sampler,
-            "hyper_optimizer": hyper_optimizer,
-            "batch_size": check_count("batch_size", batch_size, 1),
-            "inner_data": inner_data,
-            "outer_data": outer_data,
-            "outer_loss": outer_loss,
-            "layer_state": layer_state,
-            "max_skipped_updates": max_skipped_updates,
-            "seed": self.seed,
-        }
-        self._chains = ChainsApart(**self._chain_arguments)
+        self._kind = ChainKind(
+            chain,
+            outer_data=outer_data,
+            estimator=estimator,
+            sampler=sampler,
+            hyper_optimizer=hyper_optimizer,
+            every=every,
+            batch_size=batch_size,
+            inner_data=inner_data,
+            outer_loss=outer_loss,
+            layer_state=layer_state,
+            warmup_batches=warmup_batches,
+            max_skipped_updates=max_skipped_updates,
+            seed=self.seed,
+        )
+        self._chains = self._kind.chains()
         self._num_batches = 0
+
+    @property
+    def chain(self):
+        """Where the chains run: `"training"` or `"apart"`."""
+        return self._kind.name
+
+    @property
+    def every(self):
+        """Batches from the end of one chain to that of the next."""
+        return self._chains.every
+
+    @property
+    def warmup_batches(self):
+        """How many batches there are before any hyperparameter moves."""
+        return self._chains.warmup_batches
 
     @property
     def sampler(self):
@@ -162,19 +190,17 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
 
     @property
     def recent(self):
-        """The examples that `fit` trained on last."""
+        """The examples that `fit` trained on last, for chains apart."""
         return self._chains.recent
 
     # Copies, as search tools make one for each trial.
 
     def __reduce__(self):
         arguments = {
-            "every": self.every,
-            "warmup_batches": self.warmup_batches,
-            "regularizer": _fresh(self.regularizer),
+            "regularizer": fresh(self.regularizer),
             "filter": self.filter,
             "backup_dir": self.backup_dir,
-            **self._fresh_arguments(),
+            **self._kind.fresh_arguments(),
         }
         return functools.partial(type(self), **arguments), ()
 
@@ -182,26 +208,32 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         make, _ = self.__reduce__()  # the data are shared, as with Keras
         return make()
 
-    def _fresh_arguments(self):
-        return {key: _fresh(v) for key, v in self._chain_arguments.items()}
-
     # What Keras calls.
 
     def on_train_begin(self, logs=None):
         model = self.model
         check_model(model)
+        self._begin_anew(self._kind.settles_for(model))
+        check_alone(self)
         self._chains.read_data(model)
         self._build(model)
         owners = self.find_hyperparameters()
-        check_decay(model)
+        if self.chain == "apart":
+            check_decay(model)
         warn_of_unsaved(model, owners, self.regularizer)
-        if not self._chains.serves(model, owners):
-            self._chains.end(model)
-            self._chains = ChainsApart(**self._fresh_arguments())
-            self._chains.read_data(model)
-            self._num_batches = 0
+        self._begin_anew(not self._chains.serves(model, owners))
+        self._chains.read_data(model)
         self._chains.begin(model, owners)
         self._num_chains_of_fit = 0
+
+    def _begin_anew(self, if_needed):
+        if not if_needed:
+            return
+        self._chains.end(self.model)
+        observers = self.outer_level.observers
+        self._chains = self._kind.chains()
+        self.outer_level.observers = observers
+        self._num_batches = 0
 
     def _build(self, model):
         """Builds a model as its first batch would, which comes too late."""
@@ -221,15 +253,15 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         for metric in self.outer_level.metrics:
             metric.reset_state()
 
+    def on_train_batch_begin(self, batch, logs=None):
+        self._chains.before()
+
     def on_train_batch_end(self, batch, logs=None):
         before = self._num_batches
         # More than one, where Keras runs several steps at a time.
         self._num_batches = now = before + batch - self._last_batch
         self._last_batch = batch
-        is_due = now // self.every > before // self.every
-        if is_due and now >= self.warmup_batches and self._chains.are_ready:
-            self._chains.run()
-            self._num_chains += 1
+        self._num_chains += self._chains.after(before, now)
 
     def on_epoch_end(self, epoch, logs=None):
         for metric in self.outer_level.metrics:
@@ -282,10 +314,3 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         state = self._state()
         if Backup(self.backup_dir).restore(self._step, state):
             self._num_batches = int(state.num_batches)
-
-
-def _fresh(argument):
-    """An optimizer or regularizer that has not been used; data as they are."""
-    if isinstance(argument, keras.optimizers.Optimizer | keras.layers.Layer):
-        return type(argument).from_config(argument.get_config())
-    return argument

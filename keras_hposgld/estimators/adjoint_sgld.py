@@ -111,6 +111,7 @@ class AdjointSGLD(SampledEstimator):
         self.hessian_product = hessian_product
         self.damping = check_number("damping", damping)
         self.curvature = check_known("curvature", curvature, CURVATURES)
+        self.takes_single_steps = self._is_exact
 
     def begin(self, chain: Chain, params: list) -> Adjoint:
         refuse_moving_start(self, chain.problem, "it forgets the start")

@@ -66,6 +66,9 @@ class HypergradientEstimator(abc.ABC):
         num_steps: Integer, the length of its chain.
         num_closing_steps: Integer, the length of its second loop. Defaults to
             `0`.
+        takes_single_steps: Whether its steps may come one at a time, as those
+            of a training do: `step` and `finish` need the batch of now, and
+            look at no other weights. Defaults to `False`.
         serves_replicas: Whether it averages all that it takes from a batch, by
             `Chain.mean` and the other methods of `Chain`, outside of any loop
             of its own.
@@ -78,6 +81,7 @@ class HypergradientEstimator(abc.ABC):
 
     num_steps: int
     num_closing_steps: int = 0
+    takes_single_steps: bool = False
     remembers: bool = False
     serves_replicas: bool = False
     residual_name: str | None = None

@@ -69,6 +69,7 @@ class SampledEstimator(HypergradientEstimator):
     """
 
     serves_replicas = True
+    takes_single_steps = True
     copies: tuple[int, int]
     outer_at_end_of_step = False
     outer_every = 1
@@ -135,7 +136,9 @@ class SampledEstimator(HypergradientEstimator):
         outer: Any = ()
         if self.outer_every > 1:
             outer = OuterGradient(
-                zero, zeros_like(chain.hyperparameters), zeros_like(params)
+                zero * np.nan,  # none was taken yet
+                zeros_like(chain.hyperparameters),
+                zeros_like(params),
             )
         return SampledState(
             position=chain.begin(params),
@@ -252,9 +255,10 @@ class SampledEstimator(HypergradientEstimator):
     ) -> tuple[OuterGradient, Any]:
         """One replica's outer gradient, and what to keep for the next step.
 
-        It is renewed at the first step and at every `outer_every`-th counted
-        from the last. That saves up to half of the gradients of a step, and
-        costs one more vector of the size of the weights.
+        It is renewed where there is none, which the value says, and at every
+        `outer_every`-th step counted from the last. That saves up to half of
+        the gradients of a step, and costs one more vector of the size of the
+        weights.
         """
         if self.outer_every == 1:
             return chain.outer(params, carry, batch), ()
@@ -270,7 +274,8 @@ class SampledEstimator(HypergradientEstimator):
             )
 
         from_end = self.num_steps - 1 - index
-        is_due = (index == 0) | (from_end % self.outer_every == 0)
+        is_due = from_end % self.outer_every == 0
+        is_due |= tf.math.is_nan(last.value)
         now = tf.cond(is_due, renew, lambda: last)
         shown = [
             gradient if known else None

@@ -62,6 +62,7 @@ class ScoreCovariance(SampledEstimator):
     ```
     """
 
+    takes_single_steps = False  # it averages the inner objective
     copies = (3, 5)
 
     def __init__(self, burn_in: int = 10, num_samples: int = 1000):

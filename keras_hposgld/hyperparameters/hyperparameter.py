@@ -24,10 +24,14 @@ class Hyperparameter(abc.ABC):
         granularity: String: what has a value of its own.
         needs_outer_loss: Whether it changes the inner loss itself, so that an
             outer loss has to stand beside it.
+        is_about_weights: Whether the inner objective depends on it by a
+            function of the weights alone, as on a penalty, so that derivatives
+            by it go through no layer.
     """
 
     granularity: str
     needs_outer_loss = False
+    is_about_weights = False
 
     @property
     @abc.abstractmethod
@@ -89,6 +93,7 @@ class WeightHyperparameter(Hyperparameter):
     """
 
     name: str
+    is_about_weights = True
     is_from_file = False
     is_from_outside = False
 

@@ -62,6 +62,31 @@ def from_optimizer(optimizer: keras.optimizers.Optimizer) -> Sampler:
     print(estimate.hypergradient)
     ```
     """
+    return _served(
+        optimizer,
+        gradient_accumulation_steps="each step of a chain moves it",
+        ema_overwrite_frequency="it moves the weights by no gradient",
+        loss_scale_factor="a chain scales the loss by itself",
+    )
+
+
+def of_training(optimizer: keras.optimizers.Optimizer) -> Sampler:
+    """The sampler whose steps an optimizer takes by itself, in a `fit`.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+
+    Raises:
+        ValueError: As in `from_optimizer`, but that gradients may be
+            accumulated and the loss may be scaled.
+    """
+    return _served(
+        optimizer, ema_overwrite_frequency="it moves the weights by no gradient"
+    )
+
+
+def _served(optimizer: keras.optimizers.Optimizer, **refused: str) -> Sampler:
+    """The sampler of an optimizer, unless an argument of it is refused."""
     if isinstance(optimizer, Sampler):
         return optimizer
     if type(optimizer) not in FORMS:
@@ -72,11 +97,7 @@ def from_optimizer(optimizer: keras.optimizers.Optimizer) -> Sampler:
             f"are {served}, and `keras_hposgld.SGLD` and `PSGLD`. For another "
             "one write a `keras_hposgld.samplers.Sampler`."
         )
-    for name, why in (
-        ("gradient_accumulation_steps", "each step of a chain moves it"),
-        ("ema_overwrite_frequency", "it moves the weights by no gradient"),
-        ("loss_scale_factor", "a chain scales the loss by itself"),
-    ):
+    for name, why in refused.items():
         if getattr(optimizer, name):
             raise ValueError(
                 f"`{name}` must be None in the optimizer of a chain: {why}. "

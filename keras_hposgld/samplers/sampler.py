@@ -227,13 +227,18 @@ def rate_of(optimizer: keras.optimizers.Optimizer, index: Any) -> tf.Tensor:
     """The learning rate of step `index` of a Keras optimizer."""
     # Inside the scope a schedule reads `index` as the optimizer's counter.
     # A scope hides the one around it, whose values go into it therefore.
-    step = tf.cast(index, optimizer.iterations.dtype)
+    counter = optimizer.iterations
+    step = tf.cast(index, counter.dtype)
+    if optimizer.gradient_accumulation_steps:
+        # Private to Keras: the gradients, where `iterations` counts the steps.
+        counter = optimizer._iterations
+        step = step * optimizer.gradient_accumulation_steps
     given = [
         (variable, tf.convert_to_tensor(variable))
         for variable in optimizer.variables
         if variable.name == "learning_rate"
     ]
-    with keras.StatelessScope([(optimizer.iterations, step), *given]):
+    with keras.StatelessScope([(counter, step), *given]):
         return tf.convert_to_tensor(optimizer.learning_rate)
 
 

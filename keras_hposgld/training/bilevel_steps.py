@@ -12,6 +12,7 @@ from keras_hposgld.training.fit_watch import WatchUpdates
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
+from keras_hposgld.training.outer_iteration import run_outer_iteration
 from keras_hposgld.training.weight_copies import places_of
 
 
@@ -110,7 +111,8 @@ class BilevelSteps:
             if learner.start == "continue"
             else learner.starting_weights.values
         )
-        outer_level.run(
+        run_outer_iteration(
+            outer_level,
             problem,
             inner_batches,
             outer_batches,

@@ -2,8 +2,8 @@
 
 `BilevelModel` and `callbacks.LearnHyperparameters` both hold one `OuterLevel`.
 It owns what goes on from chain to chain (the optimizer of the hyperparameters,
-what the estimator remembers, counters) and knows how to run one outer
-iteration: a chain, then one step with the hyperparameters.
+what the estimator remembers, counters), and knows how to take a step with the
+hyperparameters from what a chain has estimated.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,6 @@ from keras_hposgld.training.built_for import BuiltFor
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import LAYER_STATES
 from keras_hposgld.training.keras_problem import loss_function
-from keras_hposgld.training.keras_problem import tensors
 from keras_hposgld.training.outer_logs import OuterLogs
 from keras_hposgld.training.overrides import outer_loss_of
 from keras_hposgld.training.placement import Placement
@@ -131,106 +130,40 @@ class OuterLevel(keras.layers.Layer):
                 [f"{n}/{place}" for n in range(number) for place in places],
             )
 
-    def run(
+    def learn_from(
         self,
+        estimate: estimators.Estimate,
         problem: KerasProblem,
-        inner_batches: Any,
-        outer_batches: Any,
-        *,
-        start: list,
-        sampler: Sampler,
         placement: Placement,
-        moves: bool = True,
+        only_if: Any = None,
     ) -> tf.Tensor:
-        """Runs a chain and takes one step with the hyperparameters.
-
-        If a number of the inner level is not finite, everything stays as it
-        was; if one of the outer level is not, all but the weights. Metrics and
-        counters go on in any case.
+        """One step with the hyperparameters, from what a chain estimated.
 
         Args:
-            problem: `KerasProblem`, whose variables are updated.
-            inner_batches: Structure of tensors, stacked inner batches.
-            outer_batches: Structure of tensors, stacked outer batches.
-            start: List of variables, the weights where the chain starts. If
-                they are not those of the problem, or stay as they are, the
-                sampler begins anew.
-            sampler: `Sampler`.
-            placement: `OneReplica` or `Replicas`: where the chain runs.
-            moves: Whether weights and layer state become those at the end of
-                the chain.
+            estimate: `Estimate`.
+            problem: `KerasProblem`.
+            placement: `OneReplica` or `Replicas`.
+            only_if: As in `learn`.
 
         Returns:
             1 if the update was skipped, else 0.
         """
-        is_new = not moves or start is not problem.weights
-        slots = sampler.state_variables
-        estimate = placement.run_chain(
-            self.estimator,
-            lambda average: self._chain(
-                problem, sampler, tensors(start) if is_new else None, average
-            ),
-            lambda: tensors(start),
-            inner_batches,
-            outer_batches,
-        )
-        layer_state, metrics_state = estimate.carry
-        # Before this level's own metrics, which are among them, are updated.
-        placement.assign_shares(problem.metrics_variables, metrics_state)
-
-        def move() -> None:
-            if moves:
-                _assign(problem.weights, estimate.params)
-                _assign(problem.layer_variables, layer_state)
-            for name, variables in slots.items():
-                _assign(variables, estimate.sampler_state[name])
-
-        # An outer number that is not finite takes nothing from the weights.
         inner, outer = update_guard.causes_of(problem, self.estimator, estimate)
-        tf.cond(update_guard.all_finite(inner), move, lambda: None)
-        iterations = sampler.keras_optimizer().iterations
-        is_warm = iterations.value >= self.warmup_steps
         skipped = self.learn(
             problem.hyperparameters,
             estimate.hypergradient,
             placement=placement,
             causes=[*inner, *outer],
-            also=lambda: _assign(self._memory, estimate.memory),
-            only_if=is_warm if self.warmup_steps else None,
+            also=lambda: assign_all(self.kept, estimate.memory),
+            only_if=only_if,
         )
-        # A graph would count also a chain for which the data have run out.
-        with tf.control_dependencies([skipped]):
-            iterations.assign_add(self.estimator.num_steps)
-            if self.estimator.remembers:
+        if self.estimator.remembers:
+            with tf.control_dependencies([skipped]):
                 self.memory.forget_if(skipped)
         self.logs.loss.update_state(estimate.outer_loss)
         for observe in self.observers:
             observe(estimate)
         return skipped
-
-    def _chain(
-        self,
-        problem: KerasProblem,
-        sampler: Sampler,
-        new_start: list | None,
-        average: Callable,
-    ) -> estimators.Chain:
-        """The chain; with a new start, of a sampler that begins anew."""
-        slots = sampler.state_variables.items()
-        state = {name: tensors(values) for name, values in slots}
-        if new_start is not None:
-            state = sampler.renew(state, new_start)
-        return estimators.Chain(
-            problem,
-            tensors(problem.hyperparameters),
-            sampler,
-            first_step=sampler.first_step(new_start is not None),
-            sampler_state=state,
-            seed=sampler.chain_seed,
-            memory=tensors(self._memory),
-            names=tuple(v.path for v in problem.hyperparameters),
-            average=average,
-        )
 
     def learn(
         self,
@@ -285,7 +218,8 @@ class OuterLevel(keras.layers.Layer):
         return skipped
 
     @property
-    def _memory(self) -> list:
+    def kept(self) -> list:
+        """The variables of what the estimator keeps from chain to chain."""
         return self.memory.values if self.estimator.remembers else []
 
     def loss(self, trainer: keras.Model) -> Callable:
@@ -295,6 +229,7 @@ class OuterLevel(keras.layers.Layer):
         return loss_function(self.outer_loss)
 
 
-def _assign(variables: list, values: list) -> None:
+def assign_all(variables: list, values: list) -> None:
+    """Assigns to each variable its value."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

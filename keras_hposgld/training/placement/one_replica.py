@@ -66,6 +66,20 @@ class OneReplica(LocalRunner):
         """One step of an optimizer."""
         optimizer.apply(gradients, variables)
 
+    def first(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def subtract(self, variables: list, amounts: list) -> None:
+        """Takes amounts off variables, within a step; `None` for nothing."""
+        for variable, amount in zip(variables, amounts, strict=True):
+            if amount is not None:
+                variable.value.assign_sub(amount)
+
+    def outside(self, function: Callable, *args: Any) -> None:
+        """Calls a function within a step."""
+        function(*args)
+
     def assign_shares(self, variables: list, values: list) -> None:
         """Assigns values to variables."""
         for variable, value in zip(variables, values, strict=True):

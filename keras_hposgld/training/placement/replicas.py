@@ -103,7 +103,7 @@ class Replicas:
             )
         layer_state, metrics_state = estimate.carry
         estimate = tf.nest.map_structure(
-            self._first, estimate._replace(carry=())
+            self.first, estimate._replace(carry=())
         )
         return estimate._replace(carry=(self.mean(layer_state), metrics_state))
 
@@ -122,14 +122,15 @@ class Replicas:
         """
 
         def one(value: Any) -> tf.Tensor:
-            if not self._first(value).dtype.is_floating:
-                return self._first(value)
+            if not self.first(value).dtype.is_floating:
+                return self.first(value)
             mean = tf.distribute.ReduceOp.MEAN
             return self.strategy.reduce(mean, value, axis=None)
 
         return tf.nest.map_structure(one, values)
 
-    def _first(self, value: Any) -> Any:
+    def first(self, value: Any) -> Any:
+        """What the first replica has."""
         if value is None:
             return None
         return self.strategy.experimental_local_results(value)[0]
@@ -164,6 +165,39 @@ class Replicas:
             optimizer.apply(shares, variables)
 
         self.call(step, gradients)
+
+    def subtract(self, variables: list, amounts: list) -> None:
+        """Takes amounts off variables, within a step; `None` for nothing.
+
+        Args:
+            variables: List of `keras.Variable`s.
+            amounts: List of tensors, the same on all replicas.
+        """
+
+        def update(strategy: tf.distribute.Strategy, amounts: list) -> None:
+            for variable, amount in zip(variables, amounts, strict=True):
+                if amount is not None:
+                    strategy.extended.update(
+                        variable.value,
+                        lambda own, amount: own.assign_sub(amount),
+                        args=(amount,),
+                        group=False,
+                    )
+
+        tf.distribute.get_replica_context().merge_call(update, args=(amounts,))
+
+    def outside(self, function: Callable, *args: Any) -> None:
+        """Calls a function outside of the replicas, from within a step.
+
+        Args:
+            function: Function of tensors.
+            *args: Structures of tensors that are the same on all replicas.
+        """
+
+        def call(strategy: tf.distribute.Strategy, *args: Any) -> None:
+            function(*tf.nest.map_structure(self.first, args))
+
+        tf.distribute.get_replica_context().merge_call(call, args=args)
 
     def assign_shares(self, variables: list, values: list) -> None:
         """Assigns to metrics what each replica has of them."""

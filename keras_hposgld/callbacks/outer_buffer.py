@@ -1,0 +1,80 @@
+"""The outer batches of the next steps, in variables that a step can read.
+
+Keras may compile a training step by XLA, or run several in one call. Neither
+can draw from a dataset of ours, so the batches are laid down before.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_hposgld.training.placement import Placement
+
+
+class OuterBuffer(tf.Module):
+    """Keeps the outer batches of some chains, the latest over the oldest.
+
+    Args:
+        num_chains: Integer: of how many chains at a time.
+        placement: `OneReplica` or `Replicas`.
+    """
+
+    def __init__(self, num_chains: int, placement: Placement):
+        super().__init__()
+        self.num_chains = num_chains
+        self.placement = placement
+        # A module would wrap the structure of a batch, which is the user's.
+        self._slots: Callable = list
+
+    def put(self, chain: int, batches: Any) -> None:
+        """Lays down the outer batches of a chain.
+
+        Args:
+            chain: Integer, the number of the chain.
+            batches: Structure of tensors, of each replica its own.
+        """
+        if not self._slots():
+            slots = [self._variables(batches) for _ in range(self.num_chains)]
+            self._slots = lambda: slots
+        slot = self._slots()[chain % self.num_chains]
+
+        def assign(batches: Any) -> None:
+            tf.nest.map_structure(lambda v, x: v.assign(x), slot, batches)
+
+        self.placement.call(assign, batches)
+
+    def batch(self, chain: tf.Tensor, place: tf.Tensor) -> Any:
+        """A batch, read by the step that needs it.
+
+        Args:
+            chain: Integer tensor, the number of the chain.
+            place: Integer tensor: which of the chain's batches.
+        """
+
+        def read(slot: Any) -> Any:
+            return tf.nest.map_structure(lambda v: tf.gather(v, place), slot)
+
+        slots = self._slots()
+        if len(slots) == 1:
+            return read(slots[0])
+        return tf.switch_case(
+            tf.cast(chain % self.num_chains, tf.int32),
+            [lambda slot=slot: read(slot) for slot in slots],
+        )
+
+    def _variables(self, batches: Any) -> Any:
+        kinds: dict = {}
+        if tf.distribute.has_strategy():
+            kinds = {
+                "synchronization": tf.VariableSynchronization.ON_READ,
+                "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            }
+
+        def variable(x: tf.Tensor) -> tf.Variable:
+            # Batches of sentences differ in length from chain to chain.
+            shape = [x.shape[0], *[None] * (x.shape.rank - 1)]
+            return tf.Variable(x, trainable=False, shape=shape, **kinds)
+
+        first = tf.nest.map_structure(self.placement.first, batches)
+        return tf.nest.map_structure(variable, first)

@@ -1,0 +1,139 @@
+"""A chain whose steps are those of a `fit`: Keras takes them.
+
+An estimator asks a `Chain` for the gradient of a step, for products with its
+derivatives, and to move the weights. Here Keras has done both at once, one
+batch after the other, and the chain says what came of it. What an estimator
+keeps from step to step lies in variables (`KeptState`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_hposgld.core.derivatives import LinearizedGradient
+from keras_hposgld.estimators.chain import Chain
+from keras_hposgld.estimators.position import Position
+from keras_hposgld.training.keras_problem import tensors
+from keras_hposgld.training.step_of_fit import TakenStep
+
+
+class ChainOfFit(Chain):
+    """A `Chain` that Keras moves; its `first_step` is the step of now.
+
+    Attributes:
+        take: Function from a list of variables, by which the gradient is to
+            be differentiated, to the `TakenStep`.
+        taken: `TakenStep`, once the step was taken.
+    """
+
+    take: Callable
+    taken: TakenStep
+
+    def with_steps(self, take: Callable) -> "ChainOfFit":
+        """Says how a step is taken."""
+        self.take = take
+        return self
+
+    def begin(self, params: list) -> Position:
+        """Where the weights are now."""
+        return self.here([])
+
+    def here(self, unprojected: list) -> Position:
+        """Where the weights are now, and the state of optimizer and layers."""
+        slots = self.sampler.state_variables.items()
+        return Position(
+            tensors(self.problem.weights),
+            self.problem.initial_carry,
+            {name: tensors(variables) for name, variables in slots},
+            unprojected,
+        )
+
+    def number(self, index: Any) -> tf.Tensor:
+        """The steps that the optimizer took before this one."""
+        return tf.cast(self.first_step, tf.int64)
+
+    def linearize(
+        self,
+        position: Position,
+        batch: Any,
+        sources: list,
+        through_carry: bool = False,
+    ) -> LinearizedGradient:
+        """Lets Keras take the step; the gradient is that of one replica."""
+        variables = self.problem.hyperparameters
+        if len(sources) > len(variables):  # and by the weights
+            variables = [*variables, *self.problem.weights]
+        self.taken = self.take(variables)
+        return LinearizedGradient(
+            tf.zeros([], position.params[0].dtype),  # Keras has it in its logs
+            self.problem.initial_carry,
+            self.taken.gradient,
+            self.taken.pullback,
+        )
+
+    def move(
+        self, position: Position, inner: LinearizedGradient, index: Any
+    ) -> Position:
+        """Where Keras has moved the weights."""
+        return self.here(self.taken.unprojected)
+
+
+class KeptState(tf.Module):
+    """Variables for what an estimator keeps from one step of `fit` to the next.
+
+    Position and error are not kept: the one is in the model, the other of no
+    use without a whole chain. Of what is kept each replica has its own.
+
+    Args:
+        state: What `estimator.init` returned.
+    """
+
+    def __init__(self, state: Any):
+        super().__init__()
+        is_on_replicas = tf.distribute.has_strategy()
+        sync = tf.VariableSynchronization
+        kinds: dict = {}
+        if is_on_replicas:
+            kinds = {
+                "synchronization": sync.ON_READ,
+                "aggregation": tf.VariableAggregation.MEAN,
+            }
+        self.leaves = [
+            tf.Variable(leaf, trainable=False, **kinds)
+            for leaf in tf.nest.flatten(_kept(state))
+        ]
+
+    def into(self, fresh: Any, is_new: tf.Tensor) -> Any:
+        """The state before a step.
+
+        Args:
+            fresh: What `estimator.init` returned.
+            is_new: Boolean tensor: whether a chain begins. The last outer
+                gradient stays in any case.
+        """
+        kept = tf.nest.pack_sequence_as(
+            _kept(fresh), [v.value() for v in self.leaves]
+        )
+        state = tf.nest.map_structure(
+            lambda new, old: tf.where(is_new, new, old), _kept(fresh), kept
+        )
+        own, h, _, losses = state
+        return fresh._replace(own=own, h=h, outer=kept[2], losses=losses)
+
+    def keep(self, state: Any, only_if: Any = None) -> None:
+        """Writes down the state after a step.
+
+        Args:
+            state: What `estimator.step` returned.
+            only_if: Boolean tensor: whether it is to be. `None`: it is.
+        """
+        leaves = tf.nest.flatten(_kept(state))
+        for variable, leaf in zip(self.leaves, leaves, strict=True):
+            if only_if is not None:
+                leaf = tf.where(only_if, leaf, variable.value())
+            variable.assign(leaf)
+
+
+def _kept(state: Any) -> tuple:
+    return state.own, state.h, state.outer, state.losses

@@ -1,0 +1,112 @@
+"""One outer iteration: a chain, then one step with the hyperparameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_hposgld import estimators
+from keras_hposgld.samplers import Sampler
+from keras_hposgld.training import update_guard
+from keras_hposgld.training.keras_problem import KerasProblem
+from keras_hposgld.training.keras_problem import tensors
+from keras_hposgld.training.outer_level import assign_all
+from keras_hposgld.training.outer_level import OuterLevel
+from keras_hposgld.training.placement import Placement
+
+
+def run_outer_iteration(
+    level: OuterLevel,
+    problem: KerasProblem,
+    inner_batches: Any,
+    outer_batches: Any,
+    *,
+    start: list,
+    sampler: Sampler,
+    placement: Placement,
+    moves: bool = True,
+) -> tf.Tensor:
+    """Runs a chain and takes one step with the hyperparameters.
+
+    If a number of the inner level is not finite, everything stays as it
+    was; if one of the outer level is not, all but the weights. Metrics and
+    counters go on in any case.
+
+    Args:
+        level: `OuterLevel`.
+        problem: `KerasProblem`, whose variables are updated.
+        inner_batches: Structure of tensors, stacked inner batches.
+        outer_batches: Structure of tensors, stacked outer batches.
+        start: List of variables, the weights where the chain starts. If
+            they are not those of the problem, or stay as they are, the
+            sampler begins anew.
+        sampler: `Sampler`.
+        placement: `OneReplica` or `Replicas`: where the chain runs.
+        moves: Whether weights and layer state become those at the end of
+            the chain.
+
+    Returns:
+        1 if the update was skipped, else 0.
+    """
+    is_new = not moves or start is not problem.weights
+    slots = sampler.state_variables
+    estimate = placement.run_chain(
+        level.estimator,
+        lambda average: _chain(
+            level, problem, sampler, tensors(start) if is_new else None, average
+        ),
+        lambda: tensors(start),
+        inner_batches,
+        outer_batches,
+    )
+    layer_state, metrics_state = estimate.carry
+    # Before this level's own metrics, which are among them, are updated.
+    placement.assign_shares(problem.metrics_variables, metrics_state)
+
+    def move() -> None:
+        if moves:
+            assign_all(problem.weights, estimate.params)
+            assign_all(problem.layer_variables, layer_state)
+        for name, variables in slots.items():
+            assign_all(variables, estimate.sampler_state[name])
+
+    # An outer number that is not finite takes nothing from the weights.
+    inner, _ = update_guard.causes_of(problem, level.estimator, estimate)
+    tf.cond(update_guard.all_finite(inner), move, lambda: None)
+    iterations = sampler.keras_optimizer().iterations
+    is_warm = iterations.value >= level.warmup_steps
+    skipped = level.learn_from(
+        estimate,
+        problem,
+        placement,
+        only_if=is_warm if level.warmup_steps else None,
+    )
+    # A graph would count also a chain for which the data have run out.
+    with tf.control_dependencies([skipped]):
+        iterations.assign_add(level.estimator.num_steps)
+    return skipped
+
+
+def _chain(
+    level: OuterLevel,
+    problem: KerasProblem,
+    sampler: Sampler,
+    new_start: list | None,
+    average: Callable,
+) -> estimators.Chain:
+    """The chain; with a new start, of a sampler that begins anew."""
+    slots = sampler.state_variables.items()
+    state = {name: tensors(values) for name, values in slots}
+    if new_start is not None:
+        state = sampler.renew(state, new_start)
+    return estimators.Chain(
+        problem,
+        tensors(problem.hyperparameters),
+        sampler,
+        first_step=sampler.first_step(new_start is not None),
+        sampler_state=state,
+        seed=sampler.chain_seed,
+        memory=tensors(level.kept),
+        names=tuple(v.path for v in problem.hyperparameters),
+        average=average,
+    )
