@@ -46,7 +46,7 @@ class ChainsApart:
         hyper_optimizer: Any,
         *,
         sampler: Any,
-        every: int | str,
+        every: Any,
         warmup_batches: int,
         batch_size: int,
         inner_data: Any,
@@ -61,7 +61,7 @@ class ChainsApart:
             hyper_optimizer,
             **outer_arguments,
         )
-        self.every = 50 if every == "auto" else every
+        self.every: int = 50 if every == "auto" else every
         self.warmup_batches = warmup_batches
         self.batch_size = batch_size
         self.inner_data = inner_data

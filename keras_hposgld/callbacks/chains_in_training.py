@@ -45,7 +45,7 @@ class ChainsInTraining:
         estimator: Any,
         hyper_optimizer: Any,
         *,
-        every: int | str,
+        every: Any,
         warmup_batches: int,
         batch_size: int,
         outer_data: Any,
@@ -59,7 +59,7 @@ class ChainsInTraining:
         self.outer_level.configure(
             estimator, hyper_optimizer, **outer_arguments
         )
-        self.every = self.num_steps if every == "auto" else every
+        self.every: int = self.num_steps if every == "auto" else every
         self.warmup_batches = warmup_batches
         self.batch_size = batch_size
         self.outer_data = outer_data
@@ -165,7 +165,6 @@ class ChainsInTraining:
             (batches,) = next(self.batches)
         self._buffer.put(self._num_drawn, batches)
         self._num_drawn += 1
-        self.step.limit.assign(self._num_drawn * self.every)
 
     def before(self) -> None:
         """Prepares the next steps; how many have been taken is read rarely."""
@@ -174,6 +173,7 @@ class ChainsInTraining:
             self._highest = self.num_taken + self._batches_at_once
         while self._highest > self._num_drawn * self.every:
             self._lay_down()
+        self.step.limit.assign(self._highest)
 
     def after(self, before: int, now: int) -> int:
         """What there is to do after some batches of `fit`.

@@ -117,6 +117,23 @@ def check_decay(model: keras.Model) -> None:
             )
 
 
+def warn_that_no_chain_ran(chains: Any, num_batches: int) -> None:
+    """Warns that nothing was learned.
+
+    Args:
+        chains: `ChainsApart` or `ChainsInTraining`.
+        num_batches: Integer, those of all fits.
+    """
+    warnings.warn(
+        "No chain ran in this `fit`, so that no hyperparameter was learned. "
+        f"Received: every={chains.every}, warmup_batches="
+        f"{chains.warmup_batches} and {num_batches} batches; a chain takes "
+        f"{chains.num_steps} inner batches. Lower `every` or `batch_size`, or "
+        "train for more epochs.",
+        stacklevel=3,
+    )
+
+
 def warn_of_unsaved(model: keras.Model, owners: list, regularizer: Any) -> None:
     """Warns of strengths that are not saved with the model.
 

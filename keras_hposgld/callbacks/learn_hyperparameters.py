@@ -2,7 +2,6 @@
 
 import functools
 import random
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,8 @@ from keras_hposgld.callbacks.checks import check_alone
 from keras_hposgld.callbacks.checks import check_decay
 from keras_hposgld.callbacks.checks import check_model
 from keras_hposgld.callbacks.checks import warn_of_unsaved
+from keras_hposgld.callbacks.checks import warn_that_no_chain_ran
+from keras_hposgld.callbacks.learning_data import build
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
@@ -216,7 +217,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._begin_anew(self._kind.settles_for(model))
         check_alone(self)
         self._chains.read_data(model)
-        self._build(model)
+        build(model, self._chains.data)
         owners = self.find_hyperparameters()
         if self.chain == "apart":
             check_decay(model)
@@ -227,20 +228,12 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._num_chains_of_fit = 0
 
     def _begin_anew(self, if_needed):
-        if not if_needed:
-            return
-        self._chains.end(self.model)
-        observers = self.outer_level.observers
-        self._chains = self._kind.chains()
-        self.outer_level.observers = observers
-        self._num_batches = 0
-
-    def _build(self, model):
-        """Builds a model as its first batch would, which comes too late."""
-        if not model.variables:
-            x, *_ = self._chains.data.levels[-1].first_batch()
-            with model.distribute_strategy.scope():
-                model(x, training=False)
+        if if_needed:
+            self._chains.end(self.model)
+            observers = self.outer_level.observers
+            self._chains = self._kind.chains()
+            self.outer_level.observers = observers
+            self._num_batches = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._chains.batches is None:
@@ -275,14 +268,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         if self.backup_dir is not None:
             Backup(self.backup_dir).remove()
         if self._num_chains_of_fit == 0:
-            warnings.warn(
-                "No chain ran in this `fit`, so that no hyperparameter was "
-                f"learned. Received: every={self.every}, warmup_batches="
-                f"{self.warmup_batches} and {self._num_batches} batches; a "
-                f"chain takes {self._chains.num_steps} inner batches. Lower "
-                "`every` or `batch_size`, or train for more epochs.",
-                stacklevel=2,
-            )
+            warn_that_no_chain_ran(self._chains, self._num_batches)
 
     # The hyperparameters.
 
@@ -309,8 +295,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             Backup(self.backup_dir).save(self._step, self._state())
 
     def _restore(self):
-        if self.backup_dir is None or self._step == 0:
-            return
-        state = self._state()
-        if Backup(self.backup_dir).restore(self._step, state):
-            self._num_batches = int(state.num_batches)
+        if self.backup_dir is not None and self._step > 0:
+            state = self._state()
+            if Backup(self.backup_dir).restore(self._step, state):
+                self._num_batches = int(state.num_batches)

@@ -43,3 +43,11 @@ def read_data(
     return FitData(
         [level(name, part) for name, part in data.items() if part is not None]
     )
+
+
+def build(model: keras.Model, data: FitData) -> None:
+    """Builds a model as its first batch would, which comes too late."""
+    if not model.variables:
+        x, *_ = data.levels[-1].first_batch()
+        with model.distribute_strategy.scope():
+            model(x, training=False)

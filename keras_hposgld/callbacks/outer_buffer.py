@@ -35,7 +35,10 @@ class OuterBuffer(tf.Module):
             batches: Structure of tensors, of each replica its own.
         """
         if not self._slots():
-            slots = [self._variables(batches) for _ in range(self.num_chains)]
+            with self.placement.scope():
+                slots = [
+                    self._variables(batches) for _ in range(self.num_chains)
+                ]
             self._slots = lambda: slots
         slot = self._slots()[chain % self.num_chains]
 

@@ -12,8 +12,10 @@ from typing import Any
 import tensorflow as tf
 
 from keras_hposgld.core.derivatives import LinearizedGradient
+from keras_hposgld.core.vectors import scaled
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.position import Position
+from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import tensors
 from keras_hposgld.training.step_of_fit import TakenStep
 
@@ -27,6 +29,7 @@ class ChainOfFit(Chain):
         taken: `TakenStep`, once the step was taken.
     """
 
+    problem: KerasProblem
     take: Callable
     taken: TakenStep
 
@@ -65,11 +68,18 @@ class ChainOfFit(Chain):
         if len(sources) > len(variables):  # and by the weights
             variables = [*variables, *self.problem.weights]
         self.taken = self.take(variables)
+        # Keras sums what the replicas have, where a chain takes their mean.
+        number = tf.distribute.get_strategy().num_replicas_in_sync
+
+        def pullback(vector: list) -> list:
+            products = self.taken.pullback(vector)
+            return products if number == 1 else scaled(number, products)
+
         return LinearizedGradient(
             tf.zeros([], position.params[0].dtype),  # Keras has it in its logs
             self.problem.initial_carry,
             self.taken.gradient,
-            self.taken.pullback,
+            pullback,
         )
 
     def move(

@@ -188,7 +188,7 @@ class LearningStep(tf.Module):
         _, _, sampler, _ = self._parts()
 
         def amounts(weights: list) -> list:
-            decay = problem.decay(tensors(problem.hyperparameters), weights)
+            decay = problem.decay_of(tensors(problem.hyperparameters), weights)
             step = tf.convert_to_tensor(sampler.keras_optimizer().iterations)
             return [
                 None

@@ -1,6 +1,7 @@
 """One replica: what `Replicas` does, where nothing has to be divided."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -65,6 +66,10 @@ class OneReplica(LocalRunner):
     ) -> None:
         """One step of an optimizer."""
         optimizer.apply(gradients, variables)
+
+    def scope(self) -> Any:
+        """The context in which variables are made."""
+        return nullcontext() if self.strategy is None else self.strategy.scope()
 
     def first(self, value: Any) -> Any:
         """The value itself."""

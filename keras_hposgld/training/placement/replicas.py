@@ -129,6 +129,10 @@ class Replicas:
 
         return tf.nest.map_structure(one, values)
 
+    def scope(self) -> Any:
+        """The context in which variables are made."""
+        return self.strategy.scope()
+
     def first(self, value: Any) -> Any:
         """What the first replica has."""
         if value is None:
