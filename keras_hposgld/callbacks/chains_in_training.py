@@ -147,7 +147,7 @@ class ChainsInTraining:
         """Starts to draw batches, from where the last chain ended."""
         first = self.num_taken // self.every
         self._num_drawn = first
-        self._highest = self.num_taken
+        self._highest = self._next = self.num_taken
         number = num_outer(self.outer_level.estimator)
         self.batches = iter(
             self.placement.chains(
@@ -169,11 +169,14 @@ class ChainsInTraining:
     def before(self) -> None:
         """Prepares the next steps; how many have been taken is read rarely."""
         self._highest += self._batches_at_once
-        if self._highest > self._num_drawn * self.every:
-            self._highest = self.num_taken + self._batches_at_once
+        if self._highest < self._next:
+            return  # no chain begins or ends in these batches
+        self._highest = self.num_taken + self._batches_at_once
         while self._highest > self._num_drawn * self.every:
             self._lay_down()
         self.step.limit.assign(self._highest)
+        begun, ended = divmod(self._highest, self.every)
+        self._next = begun * self.every + (1 if ended == 0 else self.every)
 
     def after(self, before: int, now: int) -> int:
         """What there is to do after some batches of `fit`.

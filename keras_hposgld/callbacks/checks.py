@@ -101,13 +101,17 @@ def check_alone(callback: keras.callbacks.Callback) -> None:
     others.append(weakref.ref(callback))
 
 
-def check_decay(model: keras.Model) -> None:
-    """Checks that no weight has a learned decay, which nobody would apply.
+def check_decay(model: keras.Model, chain: str) -> None:
+    """Checks that no weight has a learned decay that nobody would apply.
+
+    Args:
+        model: Built `keras.Model`.
+        chain: `"training"`, where it is applied, or `"apart"`.
 
     Raises:
         ValueError: If one has.
     """
-    for weight in model.trainable_variables:
+    for weight in model.trainable_variables if chain == "apart" else ():
         if getattr(weight.regularizer, "decays", False):
             raise ValueError(
                 "`LearnableWeightDecay` cannot be learned by chains apart: "

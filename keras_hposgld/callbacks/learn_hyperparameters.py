@@ -219,8 +219,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._chains.read_data(model)
         build(model, self._chains.data)
         owners = self.find_hyperparameters()
-        if self.chain == "apart":
-            check_decay(model)
+        check_decay(model, self.chain)
         warn_of_unsaved(model, owners, self.regularizer)
         self._begin_anew(not self._chains.serves(model, owners))
         self._chains.read_data(model)
@@ -252,8 +251,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         before = self._num_batches
         # More than one, where Keras runs several steps at a time.
-        self._num_batches = now = before + batch - self._last_batch
-        self._last_batch = batch
+        now = before + batch - self._last_batch
+        self._num_batches, self._last_batch = now, batch
         self._num_chains += self._chains.after(before, now)
 
     def on_epoch_end(self, epoch, logs=None):

@@ -122,28 +122,24 @@ class KeptState(tf.Module):
             is_new: Boolean tensor: whether a chain begins. The last outer
                 gradient stays in any case.
         """
-        kept = tf.nest.pack_sequence_as(
-            _kept(fresh), [v.value() for v in self.leaves]
-        )
-        state = tf.nest.map_structure(
-            lambda new, old: tf.where(is_new, new, old), _kept(fresh), kept
-        )
-        own, h, _, losses = state
-        return fresh._replace(own=own, h=h, outer=kept[2], losses=losses)
 
-    def keep(self, state: Any, only_if: Any = None) -> None:
-        """Writes down the state after a step.
+        def kept() -> tuple:
+            values = [variable.value() for variable in self.leaves]
+            return tf.nest.pack_sequence_as(_kept(fresh), values)
 
-        Args:
-            state: What `estimator.step` returned.
-            only_if: Boolean tensor: whether it is to be. `None`: it is.
-        """
+        outer = kept()[0]
+        # Not `tf.where`, which would pass over all of it.
+        own, h, losses = tf.cond(
+            is_new, lambda: _kept(fresh)[1:], lambda: kept()[1:]
+        )
+        return fresh._replace(own=own, h=h, outer=outer, losses=losses)
+
+    def keep(self, state: Any) -> None:
+        """Writes down the state after a step."""
         leaves = tf.nest.flatten(_kept(state))
         for variable, leaf in zip(self.leaves, leaves, strict=True):
-            if only_if is not None:
-                leaf = tf.where(only_if, leaf, variable.value())
             variable.assign(leaf)
 
 
 def _kept(state: Any) -> tuple:
-    return state.own, state.h, state.outer, state.losses
+    return state.outer, state.own, state.h, state.losses

@@ -38,8 +38,8 @@ class LearningStep(tf.Module):
 
     Attributes:
         count: Variable, the steps taken so far.
-        limit: Variable: from this step on nothing is learned, until it is
-            raised. So a `fit` that was broken off does not go on learning in
+        limit: Variable: from this step on no hyperparameter moves, until it
+            is raised. So a `fit` that was broken off does not go on learning in
             the next one.
         kept: `KeptState`, what the estimator keeps from step to step.
         outer_batch: Function from the number of a chain, and that of a batch
@@ -128,8 +128,7 @@ class LearningStep(tf.Module):
             self.outer_batch(chain_number, self._place(estimator, index)),
         )
         is_taken = chain.taken.is_taken
-        is_live = is_taken & (count < self.limit.value())
-        self.kept.keep(state, only_if=is_live)
+        _if(is_taken, lambda: self.kept.keep(state))
         self.count.assign_add(tf.cast(is_taken, tf.int64))
 
         def learn(is_end: tf.Tensor, is_warm: tf.Tensor, state: Any) -> None:
@@ -146,7 +145,9 @@ class LearningStep(tf.Module):
 
         placement.outside(
             learn,
-            is_live & (position == self.every - 1),
+            is_taken
+            & (position == self.every - 1)
+            & (count < self.limit.value()),
             count + 1 >= self.warmup,
             state,
         )
@@ -198,6 +199,14 @@ class LearningStep(tf.Module):
             ]
 
         return amounts
+
+
+def _if(condition: Any, function: Callable) -> None:
+    """Calls a function if a condition holds, which may be known by now."""
+    if condition is True:
+        function()
+    else:
+        tf.cond(condition, function, lambda: None)
 
 
 def num_outer(estimator: Any) -> int:

@@ -34,14 +34,14 @@ class TakenStep(NamedTuple):
             is the same.)
         unprojected: List like the weights: each before its constraint was
             applied, `()` where it has none; empty if none has.
-        is_taken: Boolean tensor: whether the weights have moved.
+        is_taken: Boolean tensor, or `True`: whether the weights have moved.
     """
 
     logs: Any
     gradient: list
     pullback: Callable
     unprojected: list
-    is_taken: tf.Tensor
+    is_taken: Any
 
 
 class StepOfFit:
@@ -181,7 +181,7 @@ class StepOfFit:
                 )
             self._apply(grads, trainable_variables)
 
-    def _followed(self, scaled: list) -> tuple[list, tf.Tensor]:
+    def _followed(self, scaled: list) -> tuple[list, Any]:
         """The gradient that the weights follow now, and whether they do.
 
         A gradient that has overflowed in float16 is left out; one that is
@@ -189,7 +189,7 @@ class StepOfFit:
         """
         optimizer, scale = plain(self.optimizer), _loss_scale(self.optimizer)
         gradient = [_over(tensor, scale) for tensor in scaled]
-        is_taken = tf.constant(True)
+        is_taken: Any = True
         if optimizer is not self.optimizer:
             finite = [tf.reduce_all(tf.math.is_finite(t)) for t in scaled]
             (share,) = self.placement.average(

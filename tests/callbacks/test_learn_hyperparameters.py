@@ -227,6 +227,7 @@ def test_it_learns_which_inputs_count(estimator):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:No chain ran")
 def test_number_of_chains_and_the_warm_up():
     # 36 batches of 8; the first 48 examples are there after the sixth.
     for arguments, expected in [
