@@ -295,6 +295,7 @@ class Hidden(keras.layers.Layer):
         return self.dense(inputs)
 
 
+@pytest.mark.filterwarnings("ignore:The exported layer 'hidden'")
 def test_export_says_what_it_cannot_do():
     hidden = keras.Sequential([keras.Input((4,)), Hidden()])
     with pytest.raises(ValueError, match="its `get_config` does not show"):

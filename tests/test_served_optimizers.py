@@ -354,7 +354,9 @@ def test_decay_is_learned_and_lowers_the_outer_loss():
 def test_decay_is_refused_where_nothing_would_apply_it():
     model = make_model(hs.regularizers.LearnableWeightDecay(0.1))
     model.compile("adam", loss=loss())
-    learning = hs.callbacks.LearnHyperparameters(make_data(32, seed=1))
+    learning = hs.callbacks.LearnHyperparameters(
+        make_data(32, seed=1), chain="apart"
+    )
     with pytest.raises(ValueError, match="`LearnableWeightDecay` cannot be le"):
         model.fit(*make_data(), callbacks=[learning], verbose=0)
 

@@ -11,7 +11,7 @@ from keras_hposgld.callbacks.learning_data import read_data
 from keras_hposgld.callbacks.outer_buffer import OuterBuffer
 from keras_hposgld.estimators import HPOSGLD
 from keras_hposgld.hyperparameters.discovery import variables_of
-from keras_hposgld.samplers import keras_steps
+from keras_hposgld.samplers import from_keras
 from keras_hposgld.training import placement
 from keras_hposgld.training.learning_step import LearningStep
 from keras_hposgld.training.learning_step import num_outer
@@ -101,7 +101,7 @@ class ChainsInTraining:
         check_chain_of_fit(model, self.num_steps, self.every)
         self._served = identity_of(model, owners)
         self.placement = placement.of_model(model)
-        self.sampler = keras_steps.of_training(plain(model.optimizer))
+        self.sampler = from_keras.of_training(plain(model.optimizer))
         with model.distribute_strategy.scope():
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)

@@ -9,7 +9,7 @@ import keras
 from keras_hposgld.callbacks.recording_step import RecordingStep
 from keras_hposgld.hyperparameters.discovery import is_kept_by
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
-from keras_hposgld.samplers import keras_steps
+from keras_hposgld.samplers import from_keras
 from keras_hposgld.training.learning_step import LearningStep
 from keras_hposgld.training.step_of_fit import plain
 
@@ -39,7 +39,7 @@ def why_not_in_training(model: keras.Model) -> str | None:
     ):
         return "the model has a `train_step` of its own"
     try:
-        keras_steps.of_training(plain(model.optimizer))
+        from_keras.of_training(plain(model.optimizer))
     except ValueError as error:
         return str(error)
     return None
@@ -95,8 +95,8 @@ def check_alone(callback: keras.callbacks.Callback) -> None:
     if others and "training" in kinds:
         raise ValueError(
             "Only one callback may learn from the steps of a `fit`. Received: "
-            f"{len(kinds)} of them, with chain={kinds}. Put all that is to be "
-            "learned into one, as it finds all hyperparameters of the model."
+            f"{len(kinds)} of them, with chain={kinds}. One finds all "
+            'hyperparameters of the model; or pass `chain="apart"` to each.'
         )
     others.append(weakref.ref(callback))
 

@@ -32,7 +32,8 @@ class Scales(NamedTuple):
         widest = max(dtypes, key=lambda dtype: dtype.size)
         number = self.sampler.uniform_scale(self.state, self.index, widest)
         if number is None:
-            return Multiple(1.0, self.velocity(self.force(vector)))
+            scaled = self.sampler.drift_scale(vector, self.state, self.index)
+            return Multiple(1.0, scaled)
         return Multiple(number, vector)
 
     def direct(self, vector: list) -> list | None:

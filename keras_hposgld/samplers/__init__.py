@@ -1,6 +1,6 @@
 """Samplers: the step of the inner chain, an axis of its own."""
 
-from keras_hposgld.samplers.keras_steps import from_optimizer
+from keras_hposgld.samplers.from_keras import from_optimizer
 from keras_hposgld.samplers.psgld import PSGLD
 from keras_hposgld.samplers.registry import deserialize
 from keras_hposgld.samplers.registry import get

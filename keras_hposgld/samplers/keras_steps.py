@@ -14,8 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_hposgld.core.one_pass import in_one_pass
 from keras_hposgld.samplers.keras_forms import form_of
-from keras_hposgld.samplers.keras_forms import FORMS
 from keras_hposgld.samplers.keras_forms import Slots
 from keras_hposgld.samplers.keras_forms import VELOCITIES
 from keras_hposgld.samplers.keras_stand_in import StandIn
@@ -26,88 +26,8 @@ from keras_hposgld.samplers.sampler import Sampler
 AVERAGES = "_model_variables_moving_average"
 
 
-def from_optimizer(optimizer: keras.optimizers.Optimizer) -> Sampler:
-    """Makes a sampler of a Keras optimizer, whose steps a chain then takes.
-
-    Served are SGD (with momentum and Nesterov's too), RMSprop, Adam, AdamW,
-    Adamax and Nadam, with clipping, schedules, weight decay and moving
-    averages of the weights. In a Keras model the optimizer's own variables
-    hold the state. The chain has no noise.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`. A sampler is returned as is.
-
-    Returns:
-        `Sampler`.
-
-    Raises:
-        ValueError: If the optimizer is of another kind, or does something that
-            a chain cannot: accumulate gradients, overwrite the weights by
-            their average, scale the loss.
-
-    Example:
-
-    ```python
-    import keras
-    import keras_hposgld as hs
-
-    problem = hs.BilevelProblem(
-        lambda h, w, batch: (w - 1.0) ** 2 + h * w**2,
-        lambda h, w, batch: (w - 0.5) ** 2,
-    )
-    sampler = hs.samplers.from_optimizer(keras.optimizers.Adam(0.1))
-    estimate = hs.hypergradient(
-        problem, 0.1, 0.0, estimator="rmd", sampler=sampler
-    )
-    print(estimate.hypergradient)
-    ```
-    """
-    return _served(
-        optimizer,
-        gradient_accumulation_steps="each step of a chain moves it",
-        ema_overwrite_frequency="it moves the weights by no gradient",
-        loss_scale_factor="a chain scales the loss by itself",
-    )
-
-
-def of_training(optimizer: keras.optimizers.Optimizer) -> Sampler:
-    """The sampler whose steps an optimizer takes by itself, in a `fit`.
-
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-
-    Raises:
-        ValueError: As in `from_optimizer`, but that gradients may be
-            accumulated and the loss may be scaled.
-    """
-    return _served(
-        optimizer, ema_overwrite_frequency="it moves the weights by no gradient"
-    )
-
-
-def _served(optimizer: keras.optimizers.Optimizer, **refused: str) -> Sampler:
-    """The sampler of an optimizer, unless an argument of it is refused."""
-    if isinstance(optimizer, Sampler):
-        return optimizer
-    if type(optimizer) not in FORMS:
-        served = ", ".join(sorted(kind.__name__ for kind in FORMS))
-        raise ValueError(
-            "The optimizer of a chain must be of a kind whose step has a known "
-            f"form. Received: optimizer={type(optimizer).__name__}. Served "
-            f"are {served}, and `keras_hposgld.SGLD` and `PSGLD`. For another "
-            "one write a `keras_hposgld.samplers.Sampler`."
-        )
-    for name, why in refused.items():
-        if getattr(optimizer, name):
-            raise ValueError(
-                f"`{name}` must be None in the optimizer of a chain: {why}. "
-                f"Received: {name}={getattr(optimizer, name)}."
-            )
-    return KerasSteps(optimizer)
-
-
 class KerasSteps(Sampler):
-    """A Keras optimizer as a sampler, see `from_optimizer`.
+    """A Keras optimizer as a sampler, see `from_keras.from_optimizer`.
 
     Args:
         optimizer: `keras.optimizers.Optimizer` of a kind in `FORMS`.
@@ -197,6 +117,15 @@ class KerasSteps(Sampler):
             return vector
         return self._scale(self._form.velocity, vector, state, index)
 
+    def drift_scale(self, vector: list, state: dict, index: Any) -> list:
+        """A B times a vector."""
+        force, velocity = self._form.force, self._form.velocity
+        if velocity is None:
+            return self.force_scale(vector, state, index)
+        return self._scale(
+            lambda s: force(s) * velocity(s), vector, state, index
+        )
+
     def direct_scale(
         self, vector: list, state: dict, index: Any
     ) -> list | None:
@@ -252,18 +181,21 @@ class KerasSteps(Sampler):
         self, function: Callable, vector: list, state: dict, index: Any
     ) -> list:
         rate = rate_of(self.optimizer, index)
+
+        @in_one_pass
+        def scaled(part: tf.Tensor, of: dict, rate: Any, number: Any) -> Any:
+            return part * function(Slots(self.optimizer, of, rate, number))
+
         return [
-            part
-            * function(
-                Slots(
-                    self.optimizer,
-                    {
-                        name: slots[0 if name == "_u_product" else position]
-                        for name, slots in state.items()
-                    },
-                    tf.cast(rate, part.dtype),
-                    tf.cast(index + 1, part.dtype),
-                )
+            scaled(
+                part,
+                {
+                    name: slots[0 if name == "_u_product" else position]
+                    for name, slots in state.items()
+                    if name in (self.scale_slots or ())
+                },
+                tf.cast(rate, part.dtype),
+                tf.cast(index + 1, part.dtype),
             )
             for position, part in enumerate(vector)
         ]

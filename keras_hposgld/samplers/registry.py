@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_hposgld.core.registry import Registry
-from keras_hposgld.samplers.keras_steps import from_optimizer
+from keras_hposgld.samplers.from_keras import from_optimizer
 from keras_hposgld.samplers.sampler import Sampler
 
 REGISTRY = Registry("sampler")

@@ -121,6 +121,11 @@ class Sampler(abc.ABC):
         """B times a vector, with the state after step `index`."""
         return vector
 
+    def drift_scale(self, vector: list, state: dict, index: Any) -> list:
+        """A B times a vector; a sampler may have a faster way."""
+        forced = self.force_scale(vector, state, index)
+        return self.velocity_scale(forced, state, index)
+
     def direct_scale(
         self, vector: list, state: dict, index: Any
     ) -> list | None:

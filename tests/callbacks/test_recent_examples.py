@@ -138,6 +138,7 @@ def as_dataset(batches):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_buffer_that_xla_would_not_let_grow_is_refused():
     dataset = as_dataset(
         [(np.ones((4, n, 2)), np.ones((4, 1))) for n in (3, 5)]
@@ -154,6 +155,7 @@ def test_buffer_that_xla_would_not_let_grow_is_refused():
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_chain_sees_batches_at_their_own_length(run_eagerly):
     # Without a mask the mean over time would count every zero of a padding.
     rng = np.random.default_rng(0)

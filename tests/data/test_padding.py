@@ -172,6 +172,7 @@ def test_targets_with_a_time_axis_follow_their_inputs(float64):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:The batches of `outer_data` may differ")
 def test_xla_fills_up_and_says_so(float64):
     batches = sentences(lengths=LENGTHS[:3])
     expected = keras_weights(make_model(is_masked=True), batches)

@@ -191,6 +191,28 @@ def test_the_step_has_the_stated_form(name):
 
 
 @pytest.mark.parametrize("name", SERVED)
+def test_both_scales_at_once_are_one_after_the_other(name):
+    # For a large weight in a graph, XLA makes one pass of it.
+    rng = np.random.default_rng(0)
+    sampler = hs.samplers.from_optimizer(SERVED[name](0.01, use_ema=True))
+    params = [tf.zeros([2**16]), tf.zeros([3])]
+
+    def draw():
+        return [
+            tf.constant(rng.normal(size=p.shape), "float32") for p in params
+        ]
+
+    _, state = sampler.step(params, draw(), None, sampler.init(params), 4, None)
+    vector = draw()
+    forced = sampler.force_scale(vector, state, 4)
+    expected = sampler.velocity_scale(forced, state, 4)
+    at_once = tf.function(lambda v: sampler.drift_scale(v, state, 4))(vector)
+    for a, b in zip(at_once, expected, strict=True):
+        assert np.abs(a).min() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SERVED)
 def test_effective_scale_is_what_a_constant_force_moves_by(name):
     sampler = hs.samplers.from_optimizer(SERVED[name](0.01, weight_decay=0.0))
     params, force = [tf.zeros([1], tf.float64)], [tf.ones([1], tf.float64)]

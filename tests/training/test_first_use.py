@@ -261,7 +261,7 @@ def test_callback_can_be_copied(copied):
 
 
 def test_two_callbacks_both_learn():
-    first, second = callback(), callback()
+    first, second = callback(chain="apart"), callback(chain="apart")
     model = make_model()
     model.compile("adam", "mse")
     model.fit(X, Y, batch_size=4, verbose=0, callbacks=[first, second])

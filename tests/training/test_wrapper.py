@@ -146,6 +146,7 @@ def test_legacy_files_are_refused_with_the_way_out(ending, tmp_path):
         learner.save_weights(tmp_path / f"learner{ending}")  # Keras's own
 
 
+@pytest.mark.filterwarnings("ignore:Layer InputLayer")
 def test_quantization_is_for_the_plain_model():
     learner, model = make_learner()
     with pytest.raises(RuntimeError, match=r"learner\.export\(\)"):

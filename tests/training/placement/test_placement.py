@@ -23,7 +23,7 @@ def public_methods(kind):
 
 def test_both_kinds_have_the_same_methods_with_the_same_signatures():
     methods = public_methods(Replicas)
-    assert len(methods) == 13
+    assert len(methods) == 17
     assert public_methods(OneReplica) == methods
 
 
