@@ -88,7 +88,11 @@ def regularizer():
 
 def make_callback(outer, **arguments):
     return hs.callbacks.LearnHyperparameters(
-        outer, hs.estimators.HPOSGLD(0, 2), every=2, **arguments
+        outer,
+        hs.estimators.HPOSGLD(0, 2),
+        every=2,
+        chain="apart",
+        **arguments,
     )
 
 
