@@ -5,6 +5,12 @@ import keras
 from keras_hposgld.data.arrays import ArrayData
 
 
+def has_version(module, major, minor):
+    """Whether a module is of a version or newer."""
+    own = tuple(int(part) for part in module.__version__.split(".")[:2])
+    return own >= (major, minor)
+
+
 class Batches(keras.utils.PyDataset):
     """A list of batches, as Keras reads data by position."""
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import has_version
 
 # Two devices where there is one, for the tests of distribution.
 if len(tf.config.list_physical_devices("CPU")) == 1:
@@ -65,6 +66,8 @@ def mirrored():
     devices = tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         pytest.skip("needs two logical CPU devices; see conftest.py")
+    if not has_version(keras, 3, 9):
+        pytest.skip("Keras 3.8 takes no distributed data")
     return tf.distribute.MirroredStrategy([d.name for d in devices[:2]])
 
 

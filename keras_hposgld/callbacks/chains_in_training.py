@@ -128,7 +128,8 @@ class ChainsInTraining:
                 )
         self._batches_at_once = model.steps_per_execution
         longest = (self._batches_at_once + self.every - 2) // self.every + 1
-        self._buffer = OuterBuffer(longest, self.placement)
+        varies = getattr(self.data.levels[0], "varies", False)
+        self._buffer = OuterBuffer(longest, varies, self.placement)
         self.step.outer_batch = self._buffer.batch
         self.batches: Any = None
 

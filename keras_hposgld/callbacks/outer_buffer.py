@@ -17,12 +17,15 @@ class OuterBuffer(tf.Module):
 
     Args:
         num_chains: Integer: of how many chains at a time.
+        varies: Whether batches may differ in more than their size, as those of
+            sentences do.
         placement: `OneReplica` or `Replicas`.
     """
 
-    def __init__(self, num_chains: int, placement: Placement):
+    def __init__(self, num_chains: int, varies: bool, placement: Placement):
         super().__init__()
         self.num_chains = num_chains
+        self.varies = varies
         self.placement = placement
         # A module would wrap the structure of a batch, which is the user's.
         self._slots: Callable = list
@@ -75,8 +78,8 @@ class OuterBuffer(tf.Module):
             }
 
         def variable(x: tf.Tensor) -> tf.Variable:
-            # Batches of sentences differ in length from chain to chain.
-            shape = [x.shape[0], *[None] * (x.shape.rank - 1)]
+            rest = [None] * (x.shape.rank - 2) if self.varies else x.shape[2:]
+            shape = [x.shape[0], None, *rest]
             return tf.Variable(x, trainable=False, shape=shape, **kinds)
 
         first = tf.nest.map_structure(self.placement.first, batches)

@@ -223,9 +223,13 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
             return
         super().build(variables)
         self._slots = {
-            name: self.add_optimizer_variables(
-                variables, name, initializer=self.slot_initializers[name]
-            )
+            # Not `add_optimizer_variables`, which Keras has from 3.10 on.
+            name: [
+                self.add_variable_from_reference(
+                    variable, name, self.slot_initializers[name]
+                )
+                for variable in variables
+            ]
             for name in self.slot_names
         }
 

@@ -38,9 +38,11 @@ class Part(NamedTuple):
 
 
 def part(name, *inputs, apart=False, **arguments):
-    """A layer of Keras's by its name."""
-    make = functools.partial(getattr(L, name), **arguments)
-    return Part(make, inputs, apart)
+    """A layer of Keras's by its name; `None` where this Keras has none."""
+    layer = getattr(L, name, None)
+    if layer is None:
+        return None
+    return Part(functools.partial(layer, **arguments), inputs, apart)
 
 
 @keras.saving.register_keras_serializable("keras_parts")
@@ -138,6 +140,7 @@ LAYERS = {
     "TimeDistributed": Part(lambda: L.TimeDistributed(L.Dense(2)), (SEQUENCE,)),
     "UnitNormalization": part("UnitNormalization", VECTOR),
 }
+LAYERS = {name: part for name, part in LAYERS.items() if part is not None}
 for name in (
     "Add",
     "Average",

@@ -193,7 +193,7 @@ def functional():
     a, b = keras.Input((3,), name="a"), keras.Input((1,), name="b")
     hidden = dense(6, "first")(keras.layers.Concatenate()([a, b]))
     outputs = {
-        "value": dense(1, "second")(hidden),
+        "value": keras.layers.Dense(1, name="value")(hidden),
         "size": keras.layers.Dense(1, name="size")(hidden),
     }
     return keras.Model({"a": a, "b": b}, outputs)

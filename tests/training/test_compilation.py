@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import has_version
 
 import keras_hposgld as hs
 from keras_hposgld import estimators
@@ -170,6 +171,9 @@ def pure_outer_iteration(learner):
     return iterate, keras_problem.tensors(variables)
 
 
+@pytest.mark.skipif(
+    not has_version(tf, 2, 19), reason="TensorFlow 2.18 has no such stage"
+)
 @pytest.mark.parametrize(
     "network, estimator",
     [

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_hposgld.estimators.estimator import HypergradientEstimator
@@ -72,6 +73,21 @@ def check_compilation(
             "`steps_per_execution` must be 1 under a strategy: each outer "
             "iteration is one call, and long enough. "
             f"Received: steps_per_execution={steps_per_execution}."
+        )
+
+
+def check_version() -> None:
+    """Checks that Keras takes data that are distributed.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    if version < (3, 9):
+        raise ValueError(
+            "Training on several replicas needs Keras 3.9 or newer, whose "
+            "`fit` takes the data of a strategy. Received: Keras "
+            f"{keras.__version__}."
         )
 
 

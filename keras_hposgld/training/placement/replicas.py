@@ -225,6 +225,7 @@ class Replicas:
         Raises:
             ValueError: If a batch cannot be divided.
         """
+        checks.check_version()
         checks.check_divisible(batch_sizes, self.num_replicas)
         return distribute_chains(self.strategy, make_dataset)
 
