@@ -46,7 +46,10 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
         return self.model(inputs, training=training)
 
     def build(self, input_shape: Any = None) -> None:
-        if not self.model.built:
+        # Keras's own `build` would mark a subclassed model as built before its
+        # layers are, and warn. Calling the model builds it.
+        has_own = type(self.model).build is not keras.Model.build
+        if has_own and not self.model.built:
             self.model.build(input_shape)
 
     # What it overrides.

@@ -201,7 +201,6 @@ def functional():
 
 @pytest.mark.parametrize("make_model", [Subclassed, functional])
 @pytest.mark.parametrize("is_dataset", [False, True])
-@pytest.mark.filterwarnings("ignore:`build\\(\\)` was called")
 def test_dictionaries_of_inputs_and_outputs(make_model, is_dataset):
     x, y = make_arrays(40, 0)
     x = {"a": x[:, :3], "b": x[:, 3:]}

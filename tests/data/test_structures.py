@@ -121,7 +121,6 @@ def plain_weights(structure, data):
         ("nested", "dataset"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:`build\\(\\)` was called")
 def test_weights_are_those_of_keras(structure, kind):
     make, _ = STRUCTURES[structure]
     data = (make(A, B), make(C, D), make(WEIGHT, WEIGHT[::-1]))

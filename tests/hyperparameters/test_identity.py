@@ -294,7 +294,6 @@ def test_subclassed_model_finds_its_strengths(tmp_path, find):
     assert_same(strengths(save_and_load(learner, tmp_path)), expected)
 
 
-@pytest.mark.filterwarnings("ignore:`build\\(\\)` was called")
 def test_learner_with_filter_around_a_subclassed_model(tmp_path):
     # All kernels have one shape; the layers' names are others after loading.
     learner = hs.BilevelModel(
