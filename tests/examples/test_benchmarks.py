@@ -34,6 +34,8 @@ def test_sizes_of_the_models():
     assert 780_000 < sizes["vit"] < 820_000
 
 
+# Matplotlib's: a tiny run takes no memory that can be measured.
+@pytest.mark.filterwarnings("ignore:Data has no positive values")
 def test_memory(tmp_path):
     example = load("memory", EXAMPLES / "benchmarks")
     lines = example.main(["--quick", "--output", str(tmp_path)])

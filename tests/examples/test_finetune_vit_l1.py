@@ -12,6 +12,8 @@ def example():
     return load("finetune_vit_l1")
 
 
+# Keras's, of a file whose optimizer has not been used in the other model.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 @pytest.mark.slow
 def test_quick_run(example, tmp_path, capsys):
     (run,) = example.main(

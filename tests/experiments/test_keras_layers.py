@@ -44,6 +44,7 @@ def test_layer_that_the_table_lacks_is_named(monkeypatch):
         for name in ROWS
     ],
 )
+@pytest.mark.filterwarnings("ignore:Layer 'flatten")  # of `Masking`
 def test_layer(name):
     row = layer_measures.measure(name)
     assert row.faults() == []
