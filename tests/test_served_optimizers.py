@@ -258,7 +258,7 @@ def test_memory_estimate_counts_the_state_of_the_sampler():
     "optimizer, error, message",
     [
         (keras.optimizers.Lion(), ValueError, "Received: optimizer=Lion"),
-        ("lamb", ValueError, "Received: optimizer=Lamb"),
+        ("ftrl", ValueError, "Received: optimizer=Ftrl"),
         ("sgd_with_wings", ValueError, "Unknown sampler.*'psgld', 'sgld'"),
         (3, TypeError, "`optimizer` must be a `keras_hposgld.SGLD`"),
     ],
