@@ -22,6 +22,7 @@ from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
+from keras_hposgld.training.step_of_fit import plain
 
 
 class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
@@ -240,8 +241,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             # then restore the model from a backup.
             self._restore()
             self._chains.draw()
-        self._last_batch = -1
-        self._num_chains = 0
+        self._last_batch, self._num_chains = -1, 0
         for metric in self.outer_level.metrics:
             metric.reset_state()
 
@@ -282,7 +282,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
 
     @property
     def _step(self):
-        return int(self.model.optimizer.iterations.numpy())
+        return int(plain(self.model.optimizer).iterations.numpy())
 
     def _state(self):
         state = self._chains.state(self.model, self.find_hyperparameters())
