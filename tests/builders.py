@@ -1,7 +1,9 @@
 """What many tests train with: batches, and Keras's own training on them."""
 
 import keras
+import numpy as np
 
+import keras_hposgld as hs
 from keras_hposgld.data.arrays import ArrayData
 
 
@@ -9,6 +11,25 @@ def has_version(module, major, minor):
     """Whether a module is of a version or newer."""
     own = tuple(int(part) for part in module.__version__.split(".")[:2])
     return own >= (major, minor)
+
+
+def make_data(n=96, seed=0):
+    """Targets of which two of six inputs know."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6)).astype("float32")
+    y = x[:, :1] - x[:, 1:2] + 0.5 * rng.normal(size=(n, 1))
+    return x, y.astype("float32")
+
+
+def state(model):
+    """Everything of a model and its optimizer but the hyperparameters."""
+    owned = {
+        id(variable)
+        for owner in hs.find_hyperparameters(model)
+        for variable in owner.hyperparameter_variables
+    }
+    variables = [*model.variables, *model.optimizer.variables]
+    return [v.numpy() for v in variables if id(v) not in owned]
 
 
 class Batches(keras.utils.PyDataset):

@@ -6,8 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld import samplers
-from keras_hposgld.callbacks.chains_in_training import identity_of
-from keras_hposgld.callbacks.learning_data import read_data
+from keras_hposgld.callbacks.chains import Chains
 from keras_hposgld.callbacks.recent_examples import RecentExamples
 from keras_hposgld.callbacks.recording_step import record
 from keras_hposgld.callbacks.recording_step import stop_recording
@@ -16,28 +15,21 @@ from keras_hposgld.samplers import SGLD
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training import placement
 from keras_hposgld.training.outer_iteration import run_outer_iteration
-from keras_hposgld.training.outer_level import OuterLevel
-from keras_hposgld.training.state import checkpointed
-from keras_hposgld.training.state import state_of
+
+EVERY = 50  # by default
 
 
-class ChainsApart:
+class ChainsApart(Chains):
     """Runs chains beside the training of a model, and learns from them.
-
-    What it keeps from chain to chain belongs to one model and to its trainable
-    weights of now; for others there is another object.
 
     Args:
         estimator: As in `LearnHyperparameters`, like all of them.
         hyper_optimizer: Likewise.
         sampler: Likewise.
         every: Likewise.
-        warmup_batches: Likewise.
-        batch_size: Likewise.
         inner_data: Likewise.
         outer_data: Likewise.
-        seed: Integer.
-        **outer_arguments: Those of `OuterLevel.configure`.
+        **arguments: The other ones of `Chains`.
     """
 
     def __init__(
@@ -47,34 +39,20 @@ class ChainsApart:
         *,
         sampler: Any,
         every: Any,
-        warmup_batches: int,
-        batch_size: int,
         inner_data: Any,
         outer_data: Any,
-        seed: int,
-        **outer_arguments: Any,
+        **arguments: Any,
     ):
-        self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
-        self.outer_level = OuterLevel()
-        self.outer_level.configure(
+        super().__init__(
             "hpo_sgld" if estimator is None else estimator,
             hyper_optimizer,
-            **outer_arguments,
+            every=EVERY if every == "auto" else every,
+            data={"inner_data": inner_data, "outer_data": outer_data},
+            **arguments,
         )
-        self.every: int = 50 if every == "auto" else every
-        self.warmup_batches = warmup_batches
-        self.batch_size = batch_size
+        self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
         self.inner_data = inner_data
-        self.outer_data = outer_data
-        self.seed = seed
-        self.recent = RecentExamples(self.num_steps * batch_size)
-        self.data: Any = None
-        self._served: Any = None
-
-    @property
-    def num_steps(self) -> int:
-        """The length of a chain."""
-        return self.outer_level.estimator.num_steps
+        self.recent = RecentExamples(self.num_steps * self.batch_size)
 
     @property
     def needs_recording(self) -> bool:
@@ -86,27 +64,9 @@ class ChainsApart:
         """Whether there are enough examples for a chain."""
         return not self.needs_recording or self.recent.is_full
 
-    def serves(self, model: keras.Model, owners: list) -> bool:
-        """Whether its state belongs to a model as it is now."""
-        return self._served in (None, identity_of(model, owners))
-
-    def read_data(self, model: keras.Model) -> None:
-        """Reads the levels of data that are its own, once."""
-        if self.data is not None:
-            return
-        levels = {"inner_data": self.inner_data, "outer_data": self.outer_data}
-        self.data = read_data(
-            levels, model, self.outer_level, self.batch_size, self.seed
-        )
-
     def begin(self, model: keras.Model, owners: list) -> None:
-        """Prepares the chains of a `fit`.
-
-        Args:
-            model: Built and compiled `keras.Model`.
-            owners: The objects that own its hyperparameters.
-        """
-        self._served = identity_of(model, owners)
+        """See `Chains.begin`."""
+        super().begin(model, owners)
         self.placement = placement.of_model(model)
         if self.needs_recording:
             self.placement.check_recording()
@@ -122,7 +82,6 @@ class ChainsApart:
             self.outer_level.estimator,
         )
         self._run = self._chain_function(model, variables_of(owners))
-        self.batches: Any = None
         self.end(model)  # of a `fit` that was broken off
         if self.needs_recording:
             compiled = model.jit_compile and not model.run_eagerly
@@ -163,7 +122,7 @@ class ChainsApart:
 
     def draw(self) -> None:
         """Starts to draw batches, from where the last chain ended."""
-        first = int(self.outer_level.iterations.numpy())
+        first = self.num_done
         self._num_drawn = 0
         # Pairs of stacked inner and outer batches, or the outer ones alone.
         self.batches = iter(
@@ -176,24 +135,16 @@ class ChainsApart:
     def before(self) -> None:
         """What there is to do before a batch of `fit`: nothing."""
 
-    def after(self, before: int, now: int) -> int:
-        """Runs a chain, if one is due, and learns from it.
-
-        Args:
-            before: Integer, the batches of `fit` before those of now.
-            now: Integer, with them.
-
-        Returns:
-            The number of chains that ran.
+    def after(self, before: int, now: int) -> None:
+        """Runs a chain, if one is due, and learns from it; see `Chains`.
 
         Raises:
-            RuntimeError: If the outer data have come to their end, or if too
-                many updates in a row were skipped.
+            RuntimeError: Also if the outer data have come to their end.
             ValueError: If a batch is not like the first one.
         """
         is_due = now // self.every > before // self.every
         if not is_due or now < self.warmup_batches or not self.are_ready:
-            return 0
+            return
         with self.data.explains_its_end(lambda: self._num_drawn):
             batches = next(self.batches)
         self._num_drawn += 1
@@ -201,14 +152,9 @@ class ChainsApart:
             batches = self.recent.stacked(self.num_steps), *batches
         self._run(*batches)
         self.outer_level.guard.raise_if_too_many()
-        return 1
 
     def state(self, model: keras.Model, owners: list) -> tf.Module:
-        """All that learning resumes from; the weights are in Keras's backup."""
-        state = state_of(
-            model, owners, self.outer_level, self.sampler.keras_optimizer()
-        )
-        del state["weights"]
-        module = checkpointed(state)
+        """See `Chains.state`."""
+        module = super().state(model, owners)
         module.recent = self.recent
         return module

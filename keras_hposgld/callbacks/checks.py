@@ -45,13 +45,11 @@ def why_not_in_training(model: keras.Model) -> str | None:
     return None
 
 
-def check_chain_of_fit(model: keras.Model, steps: int, every: int) -> None:
+def check_chain_of_fit(model: keras.Model) -> None:
     """Checks that the steps of a model's `fit` can be those of chains.
 
     Args:
         model: Compiled `keras.Model`.
-        steps: The length of a chain.
-        every: The steps from the end of a chain to that of the next.
 
     Raises:
         ValueError: If they cannot.
@@ -61,12 +59,6 @@ def check_chain_of_fit(model: keras.Model, steps: int, every: int) -> None:
         raise ValueError(
             f'`chain="training"` cannot serve this model: {reason} '
             f'Received: model={model!r}. Pass `chain="apart"`.'
-        )
-    if every < steps:
-        raise ValueError(
-            "`every` must not be less than the length of a chain, where its "
-            f"steps are those of the training. Received: every={every} and a "
-            f"chain of {steps} steps."
         )
     if not isinstance(model.steps_per_execution, int):
         raise ValueError(

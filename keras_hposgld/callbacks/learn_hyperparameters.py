@@ -225,7 +225,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._begin_anew(not self._chains.serves(model, owners))
         self._chains.read_data(model)
         self._chains.begin(model, owners)
-        self._num_chains_of_fit = 0
+        self._done_before_fit = self._chains.num_done
 
     def _begin_anew(self, if_needed):
         if if_needed:
@@ -240,8 +240,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             # Not when training begins: a callback after this one may only
             # then restore the model from a backup.
             self._restore()
+            self._done_before_fit = self._chains.num_done
             self._chains.draw()
-        self._last_batch, self._num_chains = -1, 0
+        self._last_batch, self._done_before = -1, self._chains.num_done
         for metric in self.outer_level.metrics:
             metric.reset_state()
 
@@ -251,22 +252,21 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         before = self._num_batches
         # More than one, where Keras runs several steps at a time.
-        now = before + batch - self._last_batch
-        self._num_batches, self._last_batch = now, batch
-        self._num_chains += self._chains.after(before, now)
+        self._num_batches += batch - self._last_batch
+        self._last_batch = batch
+        self._chains.after(before, self._num_batches)
 
     def on_epoch_end(self, epoch, logs=None):
+        is_news = self._chains.num_done > self._done_before
         for metric in self.outer_level.metrics:
-            result = float(metric.result()) if self._num_chains else np.nan
-            logs[metric.name] = result
-        self._num_chains_of_fit += self._num_chains
+            logs[metric.name] = float(metric.result()) if is_news else np.nan
         self._back_up()
 
     def on_train_end(self, logs=None):
         self._chains.end(self.model)
         if self.backup_dir is not None:
             Backup(self.backup_dir).remove()
-        if self._num_chains_of_fit == 0:
+        if self._chains.num_done == self._done_before_fit:
             warn_that_no_chain_ran(self._chains, self._num_batches)
 
     # The hyperparameters.

@@ -38,10 +38,7 @@ class OuterBuffer(tf.Module):
             batches: Structure of tensors, of each replica its own.
         """
         if not self._slots():
-            with self.placement.scope():
-                slots = [
-                    self._variables(batches) for _ in range(self.num_chains)
-                ]
+            slots = [self._variables(batches) for _ in range(self.num_chains)]
             self._slots = lambda: slots
         slot = self._slots()[chain % self.num_chains]
 
@@ -70,17 +67,9 @@ class OuterBuffer(tf.Module):
         )
 
     def _variables(self, batches: Any) -> Any:
-        kinds: dict = {}
-        if tf.distribute.has_strategy():
-            kinds = {
-                "synchronization": tf.VariableSynchronization.ON_READ,
-                "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            }
-
         def variable(x: tf.Tensor) -> tf.Variable:
             rest = [None] * (x.shape.rank - 2) if self.varies else x.shape[2:]
-            shape = [x.shape[0], None, *rest]
-            return tf.Variable(x, trainable=False, shape=shape, **kinds)
+            return self.placement.own_variable(x, [x.shape[0], None, *rest])
 
         first = tf.nest.map_structure(self.placement.first, batches)
         return tf.nest.map_structure(variable, first)

@@ -217,9 +217,7 @@ def effective_scale(
     S = A B / (1 - mu) + E, so that `S grad L_T + alpha d = 0` where a chain
     without noise stands still.
     """
-    moved = sampler.velocity_scale(
-        sampler.force_scale(vector, state, index), state, index
-    )
+    moved = sampler.drift_scale(vector, state, index)
     if sampler.momentum:
         moved = [part / (1.0 - sampler.momentum) for part in moved]
     direct = sampler.direct_scale(vector, state, index)

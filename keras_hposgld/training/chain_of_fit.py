@@ -17,6 +17,7 @@ from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.position import Position
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import tensors
+from keras_hposgld.training.placement import Placement
 from keras_hposgld.training.step_of_fit import TakenStep
 
 
@@ -97,22 +98,13 @@ class KeptState(tf.Module):
 
     Args:
         state: What `estimator.init` returned.
+        placement: `OneReplica` or `Replicas`.
     """
 
-    def __init__(self, state: Any):
+    def __init__(self, state: Any, placement: Placement):
         super().__init__()
-        is_on_replicas = tf.distribute.has_strategy()
-        sync = tf.VariableSynchronization
-        kinds: dict = {}
-        if is_on_replicas:
-            kinds = {
-                "synchronization": sync.ON_READ,
-                "aggregation": tf.VariableAggregation.MEAN,
-            }
-        self.leaves = [
-            tf.Variable(leaf, trainable=False, **kinds)
-            for leaf in tf.nest.flatten(_kept(state))
-        ]
+        leaves = tf.nest.flatten(_kept(state))
+        self.leaves = [placement.own_variable(leaf) for leaf in leaves]
 
     def into(self, fresh: Any, is_new: tf.Tensor) -> Any:
         """The state before a step.

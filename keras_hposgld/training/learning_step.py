@@ -76,7 +76,8 @@ class LearningStep(tf.Module):
         self.kept = KeptState(
             outer_level.estimator.init(
                 self._chain(problem, 0), tensors(problem.weights)
-            )
+            ),
+            placement,
         )
 
     def install(self) -> None:

@@ -73,7 +73,7 @@ class StepOfFit:
         # Each replica is traced in a thread of its own, and they take turns.
         self._here = threading.local()
         self._constraints = {
-            id(weight): _Seen(weight.constraint, self._here)
+            id(weight): _Seen(weight, self._here)
             for weight in self.weights
             if weight.constraint is not None
         }
@@ -92,7 +92,7 @@ class StepOfFit:
         del vars(self.optimizer)["apply"]
         for weight in self.weights:
             if id(weight) in self._constraints:
-                weight.constraint = self._constraints[id(weight)].of
+                weight.constraint = self._constraints[id(weight)].constraint
 
     def take(self, train_step: Callable, data: Any, sources: list) -> TakenStep:
         """Takes one step.
@@ -141,8 +141,7 @@ class StepOfFit:
             ]
 
         unprojected = [
-            here.unprojected.get(id(self._constraints.get(id(weight))), ())
-            for weight in self.weights
+            here.unprojected.get(id(weight), ()) for weight in self.weights
         ]
         return TakenStep(
             logs,
@@ -212,19 +211,20 @@ class StepOfFit:
 
 
 class _Seen(keras.constraints.Constraint):
-    """A constraint that writes down what it is applied to."""
+    """A weight's constraint that writes down what it is applied to."""
 
-    def __init__(self, of: Any, here: threading.local):
-        self.of = of
+    def __init__(self, weight: keras.Variable, here: threading.local):
+        self.constraint = weight.constraint
+        self._place = id(weight)
         self._here = here
 
     def __call__(self, w: Any) -> Any:
         if hasattr(self._here, "unprojected"):
-            self._here.unprojected[id(self)] = tf.convert_to_tensor(w)
-        return self.of(w)
+            self._here.unprojected[self._place] = tf.convert_to_tensor(w)
+        return self.constraint(w)
 
     def get_config(self) -> dict:
-        return self.of.get_config()
+        return self.constraint.get_config()
 
 
 def plain(optimizer: keras.optimizers.Optimizer) -> Any:

@@ -6,19 +6,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import make_data
+from builders import state
 
 import keras_hposgld as hs
 from keras_hposgld.training import step_of_fit
 
 STEPS = 4
 E = hs.estimators
-
-
-def make_data(n=96, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, 6)).astype("float32")
-    y = x[:, :1] - x[:, 1:2] + 0.5 * rng.normal(size=(n, 1))
-    return x, y.astype("float32")
 
 
 def penalty(**arguments):
@@ -65,17 +60,6 @@ def strengths(model):
         for owner in hs.find_hyperparameters(model)
         for variable in owner.hyperparameter_variables
     ]
-
-
-def state(model):
-    """Everything of a model but its hyperparameters."""
-    owned = {
-        id(variable)
-        for owner in hs.find_hyperparameters(model)
-        for variable in owner.hyperparameter_variables
-    }
-    variables = [*model.variables, *model.optimizer.variables]
-    return [v.numpy() for v in variables if id(v) not in owned]
 
 
 def assert_equal(a, b, **tolerance):
@@ -137,9 +121,9 @@ def test_training_is_what_it_is_without(make_optimizer, arguments, policy):
         assert history[key] == expected[key], key
 
 
-def learn_in_bilevel_model(optimizer, estimator, noisy=False, **arguments):
+def learn_in_bilevel_model(optimizer, estimator, make=make_model, **arguments):
     """The same by `BilevelModel`, whose chains are held to closed forms."""
-    model = make_model(optimizer, noisy=noisy, **arguments)
+    model = make(optimizer, **arguments)
     learner = hs.BilevelModel(model)
     learner.compile(
         optimizer=optimizer,
@@ -172,9 +156,8 @@ def learn_in_bilevel_model(optimizer, estimator, noisy=False, **arguments):
     ],
 )
 def test_strengths_are_those_of_a_bilevel_model(make_optimizer, estimator):
-    noisy = True
-    expected = learn_in_bilevel_model(make_optimizer(), estimator, noisy)
-    model = make_model(make_optimizer(), noisy=noisy)
+    expected = learn_in_bilevel_model(make_optimizer(), estimator, noisy=True)
+    model = make_model(make_optimizer(), noisy=True)
     before = strengths(model)
     callback = make_callback(estimator=copy.deepcopy(estimator))
     fit(model, callback, shuffle=False)
@@ -272,46 +255,46 @@ def test_constraints_are_differentiated():
         return model
 
     estimator = E.HPOSGLD(1, STEPS - 1)
-    learner_model = make(keras.optimizers.Adam(0.05))
-    learner = hs.BilevelModel(learner_model)
-    learner.compile(
-        optimizer=keras.optimizers.Adam(0.05),
-        loss="mse",
-        hypergradient=estimator,
-        hyper_optimizer=keras.optimizers.Adam(0.1),
-    )
-    learner.fit(
-        *make_data(),
-        outer_data=make_data(16, seed=1),
-        batch_size=8,
-        outer_batch_size=16,
-        shuffle=False,
-        epochs=2,
-        verbose=0,
+    expected, _ = learn_in_bilevel_model(
+        keras.optimizers.Adam(0.05), estimator, make
     )
     model = make(keras.optimizers.Adam(0.05))
     fit(model, make_callback(estimator=estimator), shuffle=False)
-    assert_equal(strengths(model), strengths(learner_model), rtol=2e-4)
+    assert_equal(strengths(model), expected, rtol=2e-4)
     for layer in model.layers:  # as they were
         assert type(layer.kernel.constraint) is keras.constraints.MaxNorm
 
 
 @pytest.mark.parametrize(
-    "estimator", [E.HPOSGLD(0, 4, outer_every=4), E.AdjointSGLD(1, 3)]
+    ("estimator", "regularizer", "hyper_optimizer"),
+    [
+        (E.HPOSGLD(0, 4, outer_every=4), decay, keras.optimizers.Adam),
+        (E.AdjointSGLD(1, 3), decay, keras.optimizers.Adam),
+        # Whose step tells the length of a hypergradient.
+        (E.HPOSGLD(1, 3), penalty, keras.optimizers.SGD),
+    ],
 )
-def test_two_replicas_learn_what_one_does(mirrored, estimator):
+def test_two_replicas_learn_what_one_does(
+    mirrored, estimator, regularizer, hyper_optimizer
+):
     results = []
     for strategy in (tf.distribute.get_strategy(), mirrored):
         with strategy.scope():
             model = make_model(
-                keras.optimizers.Adam(0.05, clipvalue=10.0), regularizer=decay
+                keras.optimizers.Adam(0.05, clipvalue=10.0),
+                regularizer=regularizer,
             )
-            callback = make_callback(estimator=copy.deepcopy(estimator))
+            callback = make_callback(
+                estimator=copy.deepcopy(estimator),
+                hyper_optimizer=hyper_optimizer(0.1),
+            )
+            before = strengths(model)[0]
         fit(model, callback, shuffle=False)
-        results.append((strengths(model), model.get_weights()))
-    assert np.ptp(results[0][0][0]) > 0.01
-    for one, two in zip(*results, strict=True):
-        assert_equal(two, one, rtol=1e-4, atol=1e-5)
+        results.append((strengths(model)[0] - before, model.get_weights()))
+    (one, one_weights), (two, two_weights) = results
+    assert np.ptp(one) > 0.01
+    np.testing.assert_allclose(two, one, rtol=2e-3, atol=1e-5)
+    assert_equal(two_weights, one_weights, rtol=1e-4, atol=1e-5)
 
 
 class Killed(Exception):
@@ -372,6 +355,29 @@ def test_fit_that_was_broken_off_does_not_learn_on():
         assert "apply" not in vars(model.optimizer)
         assert np.abs(strengths(model)[0] - learned[0]).min() > 1e-3
         learned = strengths(model)
+
+
+def test_model_that_is_compiled_again_learns_by_its_new_optimizer():
+    # From Adam, whose steps have other scales and a momentum, to SGD.
+    learned = []
+    for first in (keras.optimizers.Adam(0.0), keras.optimizers.SGD(0.0)):
+        model = make_model(first)
+        callback = make_callback(hyper_optimizer=keras.optimizers.SGD(1.0))
+        fit(model, callback, epochs=1)
+        before = strengths(model)[0]
+        model.compile(keras.optimizers.SGD(0.05), loss="mse")
+        fit(model, callback, epochs=1, shuffle=False)
+        learned.append(strengths(model)[0] - before)
+    assert np.abs(learned[1]).min() > 1e-4
+    np.testing.assert_allclose(learned[0], learned[1], rtol=1e-3)
+
+
+def test_chains_are_counted_by_the_steps_that_are_taken():
+    # 12 batches of an epoch are 3 steps: the chain of 4 ends in the second.
+    optimizer = keras.optimizers.Adam(gradient_accumulation_steps=4)
+    model = make_model(optimizer)
+    history = fit(model, make_callback()).history
+    assert np.isnan(history["outer_loss"]).tolist() == [True, False]
 
 
 def test_chain_that_rests_in_between_starts_from_the_weights_of_then():

@@ -11,17 +11,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import make_data
+from builders import state
 
 import keras_hposgld as hs
 
 LEARNED_LOGS = ("outer_loss", "hypergradient_norm", "skipped_updates")
-
-
-def make_data(n=96, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, 6)).astype("float32")
-    y = x[:, :1] - x[:, 1:2] + 0.5 * rng.normal(size=(n, 1))
-    return x, y.astype("float32")
 
 
 def make_model(optimizer="adam", regularizer=True, **compile_arguments):
@@ -61,17 +56,6 @@ def fit(model, *callbacks, **arguments):
     x, y = make_data()
     defaults = dict(batch_size=8, epochs=3, verbose=0)
     return model.fit(x, y, callbacks=list(callbacks), **(defaults | arguments))
-
-
-def state(model):
-    """Everything of a model but its hyperparameters."""
-    owned = {
-        id(variable)
-        for owner in hs.find_hyperparameters(model)
-        for variable in owner.hyperparameter_variables
-    }
-    variables = [*model.variables, *model.optimizer.variables]
-    return [v.numpy() for v in variables if id(v) not in owned]
 
 
 def frozen_hyper_optimizer():

@@ -67,9 +67,11 @@ class OneReplica(LocalRunner):
         """One step of an optimizer."""
         optimizer.apply(gradients, variables)
 
-    def scope(self) -> Any:
-        """The context in which variables are made."""
-        return nullcontext() if self.strategy is None else self.strategy.scope()
+    def own_variable(self, value: tf.Tensor, shape: Any = None) -> tf.Variable:
+        """A variable."""
+        scope = self.strategy.scope() if self.strategy else nullcontext()
+        with scope:
+            return tf.Variable(value, trainable=False, shape=shape)
 
     def first(self, value: Any) -> Any:
         """The value itself."""

@@ -129,9 +129,24 @@ class Replicas:
 
         return tf.nest.map_structure(one, values)
 
-    def scope(self) -> Any:
-        """The context in which variables are made."""
-        return self.strategy.scope()
+    def own_variable(self, value: tf.Tensor, shape: Any = None) -> tf.Variable:
+        """A variable of which each replica has a value of its own.
+
+        Args:
+            value: Tensor, what all of them have at first.
+            shape: The shape, if it may change. `None` (default): that of the
+                value.
+        """
+        # What a file holds of them.
+        name = "MEAN" if value.dtype.is_floating else "ONLY_FIRST_REPLICA"
+        with self.strategy.scope():
+            return tf.Variable(
+                value,
+                trainable=False,
+                shape=shape,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=getattr(tf.VariableAggregation, name),
+            )
 
     def first(self, value: Any) -> Any:
         """What the first replica has."""
