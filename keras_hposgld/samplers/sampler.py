@@ -233,9 +233,10 @@ def rate_of(optimizer: keras.optimizers.Optimizer, index: Any) -> tf.Tensor:
     counter = optimizer.iterations
     step = tf.cast(index, counter.dtype)
     if optimizer.gradient_accumulation_steps:
-        # Private to Keras: the gradients, where `iterations` counts the steps.
+        # Private to Keras, whose schedules follow it: it counts gradients,
+        # where `iterations` counts steps. A step is taken with the last one.
         counter = optimizer._iterations
-        step = step * optimizer.gradient_accumulation_steps
+        step = (step + 1) * optimizer.gradient_accumulation_steps - 1
     given = [
         (variable, tf.convert_to_tensor(variable))
         for variable in optimizer.variables

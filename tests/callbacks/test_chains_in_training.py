@@ -121,6 +121,12 @@ def test_training_is_what_it_is_without(make_optimizer, arguments, policy):
         assert history[key] == expected[key], key
 
 
+def outer_batches():
+    """Outer data that have an order, in batches of 4."""
+    data = make_data(28, seed=1)
+    return tf.data.Dataset.from_tensor_slices(data).batch(4)
+
+
 def learn_in_bilevel_model(optimizer, estimator, make=make_model, **arguments):
     """The same by `BilevelModel`, whose chains are held to closed forms."""
     model = make(optimizer, **arguments)
@@ -133,9 +139,8 @@ def learn_in_bilevel_model(optimizer, estimator, make=make_model, **arguments):
     )
     learner.fit(
         *make_data(),
-        outer_data=make_data(16, seed=1),
+        outer_data=outer_batches(),
         batch_size=8,
-        outer_batch_size=16,
         shuffle=False,
         epochs=2,
         verbose=0,
@@ -159,11 +164,42 @@ def test_strengths_are_those_of_a_bilevel_model(make_optimizer, estimator):
     expected = learn_in_bilevel_model(make_optimizer(), estimator, noisy=True)
     model = make_model(make_optimizer(), noisy=True)
     before = strengths(model)
-    callback = make_callback(estimator=copy.deepcopy(estimator))
+    callback = make_callback(
+        estimator=copy.deepcopy(estimator), outer_data=outer_batches()
+    )
     fit(model, callback, shuffle=False)
     assert np.abs(strengths(model)[0] - before[0]).min() > 0.01
     assert_equal(strengths(model), expected[0], rtol=2e-4, atol=2e-5)
     assert_equal(model.get_weights(), expected[1], rtol=1e-3, atol=1e-5)
+
+
+def test_outer_gradient_is_taken_once_a_chain():
+    # The first steps of a chain go on with that of the chain before.
+    taken = []
+
+    class Counted(keras.losses.Loss):
+        def call(self, y, y_pred):
+            taken.append(1)
+            return keras.ops.mean(keras.ops.square(y - y_pred), axis=-1)
+
+    model = make_model(run_eagerly=True)
+    estimator = E.HPOSGLD(0, STEPS, outer_every=STEPS)
+    fit(model, make_callback(estimator=estimator, outer_loss=Counted()))
+    assert len(taken) == 1 + 24 // STEPS  # and one before all
+
+
+def test_loss_that_is_scaled_gives_the_same_hypergradient():
+    learned = []
+    for factor in (None, 64.0):
+        model = make_model(
+            keras.optimizers.Adam(loss_scale_factor=factor, clipnorm=0.3)
+        )
+        before = strengths(model)[0]
+        callback = make_callback(hyper_optimizer=keras.optimizers.SGD(10.0))
+        fit(model, callback, shuffle=False)
+        learned.append(strengths(model)[0] - before)
+    assert np.abs(learned[0]).max() > 1e-3
+    np.testing.assert_allclose(learned[1], learned[0], rtol=1e-3, atol=1e-6)
 
 
 def test_accumulated_gradients_are_those_of_a_larger_batch():
@@ -210,8 +246,9 @@ def decay(value=0.3):
 @pytest.mark.parametrize("accumulated", [None, 3])
 def test_decay_that_is_held_is_that_of_adamw(accumulated):
     arguments = {"gradient_accumulation_steps": accumulated}
+    rate = keras.optimizers.schedules.ExponentialDecay(0.05, 4, 0.7)
     plain = make_model(
-        keras.optimizers.AdamW(0.05, weight_decay=0.3, **arguments),
+        keras.optimizers.AdamW(rate, weight_decay=0.3, **arguments),
         regularizer=None,
     )
     (kernel,) = [w for w in plain.layers[0].weights if "kernel" in w.path]
@@ -219,7 +256,7 @@ def test_decay_that_is_held_is_that_of_adamw(accumulated):
     plain.optimizer.exclude_from_weight_decay(var_list=others)
     fit(plain)
     model = make_model(
-        keras.optimizers.Adam(0.05, **arguments), regularizer=decay
+        keras.optimizers.Adam(rate, **arguments), regularizer=decay
     )
     fit(model, make_callback(hyper_optimizer=keras.optimizers.SGD(0.0)))
     weights = [w for w in model.get_weights() if w.shape != (6,)]
@@ -233,13 +270,14 @@ def test_decay_is_learned_as_in_a_bilevel_model():
         make(0.05), estimator, regularizer=lambda: decay()
     )
     model = make_model(make(0.05), regularizer=decay)
-    callback = make_callback(estimator=estimator)
+    callback = make_callback(estimator=estimator, outer_data=outer_batches())
     fit(model, callback, shuffle=False)
     assert_equal(strengths(model), expected[0], rtol=2e-4, atol=2e-5)
     # A model that was made without it gets it from outside.
     other = make_model(make(0.05), regularizer=None)
     callback = make_callback(
         estimator=estimator,
+        outer_data=outer_batches(),
         regularizer=decay(),
         filter=lambda weight: weight is other.layers[0].kernel,
     )
@@ -259,7 +297,8 @@ def test_constraints_are_differentiated():
         keras.optimizers.Adam(0.05), estimator, make
     )
     model = make(keras.optimizers.Adam(0.05))
-    fit(model, make_callback(estimator=estimator), shuffle=False)
+    callback = make_callback(estimator=estimator, outer_data=outer_batches())
+    fit(model, callback, shuffle=False)
     assert_equal(strengths(model), expected, rtol=2e-4)
     for layer in model.layers:  # as they were
         assert type(layer.kernel.constraint) is keras.constraints.MaxNorm
@@ -321,6 +360,7 @@ def test_killed_run_goes_on_to_the_same_end(tmp_path, estimator):
         callbacks = [
             make_callback(
                 estimator=copy.deepcopy(estimator),
+                batch_size=4,
                 backup_dir=str(tmp_path / folder / "learning"),
             ),
             keras.callbacks.BackupAndRestore(str(tmp_path / folder / "model")),
@@ -471,7 +511,7 @@ def test_outer_batches_may_be_of_any_length_and_never_end(steps_per_execution):
         def on_epoch_end(self, epoch, logs=None):
             seen.append(logs["outer_loss"])
 
-    callback = make_callback(outer_data=sentences([3, 5, 2, 7], 1))
+    callback = make_callback(outer_data=sentences([3, 5, 2, 7, 4], 1))
     model.fit(
         sentences([4, 6, 5], 0),
         steps_per_epoch=14,
