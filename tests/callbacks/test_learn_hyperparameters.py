@@ -364,11 +364,10 @@ def test_what_cannot_be_learned_is_refused_when_training_begins():
 RESUMED = textwrap.dedent(
     """
     import os, signal, sys
-    sys.path.insert(0, sys.argv[1])
     import keras, numpy as np
     from test_learn_hyperparameters import fit, make_callback, make_model
 
-    folder, kill = sys.argv[2], sys.argv[3] == "kill"
+    folder, kill = sys.argv[1], sys.argv[2] == "kill"
 
     class Kill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -392,9 +391,10 @@ RESUMED = textwrap.dedent(
 
 
 def run_script(script, *arguments):
-    here = os.path.dirname(__file__)
+    modules = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     return subprocess.run(
-        [sys.executable, "-c", script, here, *map(str, arguments)],
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": modules},
         capture_output=True,
         text=True,
         timeout=300,
