@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld.callbacks.learning_data import read_data
+from keras_hposgld.callbacks.rate_of_learning import RATE
+from keras_hposgld.callbacks.rate_of_learning import RateOfLearning
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.state import checkpointed
@@ -32,6 +34,7 @@ class Chains(abc.ABC):
 
     Attributes:
         sampler: `Sampler`, whose steps are those of the chains.
+        rate: `RateOfLearning`, `None` if `hyper_optimizer` was given.
         batches: Iterator, `None` until `draw` was called.
     """
 
@@ -51,6 +54,10 @@ class Chains(abc.ABC):
         **outer_arguments: Any,
     ):
         self.outer_level = OuterLevel()
+        self.rate: RateOfLearning | None = None
+        if hyper_optimizer is None:
+            hyper_optimizer = keras.optimizers.Adam(RATE)
+            self.rate = RateOfLearning(hyper_optimizer)
         self.outer_level.configure(
             estimator, hyper_optimizer, **outer_arguments
         )
@@ -96,6 +103,20 @@ class Chains(abc.ABC):
         """
         self._served = _identity_of(model, owners)
         self.batches = None
+        if self.rate is not None:
+            self.rate.begin()
+
+    def set_rate(self, epoch: int, batch: int, params: dict) -> None:
+        """Sets the rate of learning before a batch, where it is ours.
+
+        Args:
+            epoch: Integer, that of now.
+            batch: Integer: the batches of this epoch before this one.
+            params: What Keras tells its callbacks.
+        """
+        if self.rate is not None:
+            epochs, batches = params["epochs"], params["steps"]
+            self.rate.set_for(epoch, batch, epochs, batches)
 
     @abc.abstractmethod
     def end(self, model: keras.Model) -> None:

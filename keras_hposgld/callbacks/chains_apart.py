@@ -72,6 +72,7 @@ class ChainsApart(Chains):
             self.placement.check_recording()
         with model.distribute_strategy.scope():
             self.outer_level.prepare(model, owners, self.sampler)
+        self.outer_level.read(self.data.levels[-1], self.num_steps)
         self.placement.check(
             [
                 *model.variables,

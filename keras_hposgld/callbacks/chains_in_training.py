@@ -69,6 +69,9 @@ class ChainsInTraining(Chains):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
             self.outer_level.prepare(model, owners, self.sampler)
+            self.outer_level.read(
+                self.data.levels[-1], num_outer(self.outer_level.estimator)
+            )
             self.placement.check(
                 [
                     *model.variables,

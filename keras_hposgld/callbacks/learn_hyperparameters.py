@@ -58,8 +58,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         sampler: `Sampler` or Keras optimizer, the step of a chain apart, as in
             `BilevelModel.compile`. Each chain begins anew. Defaults to
             `SGLD(0.01)`.
-        hyper_optimizer: Keras optimizer of the hyperparameters. Defaults to
-            `keras.optimizers.Adam(0.05)`.
+        hyper_optimizer: Keras optimizer of the hyperparameters. `None`
+            (default): Adam, at a rate that goes from 0.1 to 0 in the course of
+            each `fit`, on half a cosine.
         every: Integer, batches of `fit` from the end of a chain to that of the
             next. `"auto"` (default): the length of a chain in training, `50`
             apart.
@@ -242,11 +243,13 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             self._restore()
             self._done_before_fit = self._chains.num_done
             self._chains.draw()
+        self._epoch = epoch
         self._last_batch, self._done_before = -1, self._chains.num_done
         for metric in self.outer_level.metrics:
             metric.reset_state()
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._chains.set_rate(self._epoch, batch, self.params)
         self._chains.before()
 
     def on_train_batch_end(self, batch, logs=None):

@@ -30,6 +30,7 @@ from keras_hposgld.core.vectors import norm
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import zeros_like
+from keras_hposgld.estimators import share_seen
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import refuse_moving_start
 from keras_hposgld.estimators.law import law_products
@@ -127,6 +128,11 @@ class AdjointSGLD(SampledEstimator):
     @property
     def _is_exact(self) -> bool:
         return (self.curvature, self.hessian_product) == ("hessian", "exact")
+
+    def share_seen(self, rate: tf.Tensor, momentum: float) -> tf.Tensor:
+        if self.warm_start:  # from chain to chain it comes to see all
+            return tf.ones_like(rate)
+        return share_seen.after(self.burn_in + (self.num_samples - 1) / 2, rate)
 
     def contribute(self, chain: Chain, own: Adjoint, step: Step) -> tuple:
         """The sample's q . C, and then q after the step."""

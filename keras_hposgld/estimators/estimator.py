@@ -127,6 +127,21 @@ class HypergradientEstimator(abc.ABC):
         It gets the batches of all steps again, for those that look back.
         """
 
+    def share_seen(self, rate: tf.Tensor, momentum: float) -> tf.Tensor:
+        """How much of the derivative by a strength an estimate holds.
+
+        By default all of it; see `share_seen.py`.
+
+        Args:
+            rate: Tensor: by what part of its distance from rest a pull moves a
+                weight in a step.
+            momentum: Float, that of the pull.
+
+        Returns:
+            Tensor like `rate`.
+        """
+        return tf.ones_like(rate)
+
     def num_remembered(self, momentum: float) -> int:
         """How many vectors of the size of the weights `memory` holds."""
         return 1 + (momentum > 0) if self.remembers else 0

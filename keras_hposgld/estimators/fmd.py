@@ -28,6 +28,7 @@ from keras_hposgld.core.vectors import times_rows
 from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
+from keras_hposgld.estimators import share_seen
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
@@ -201,6 +202,9 @@ class FMD(HypergradientEstimator):
             ),
             gradient,
         )
+
+    def share_seen(self, rate: tf.Tensor, momentum: float) -> tf.Tensor:
+        return share_seen.after(self.num_steps, rate)
 
     def finish(
         self,

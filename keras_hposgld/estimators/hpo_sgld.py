@@ -40,6 +40,7 @@ from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
 from keras_hposgld.estimators.sampled import SampledState
+from keras_hposgld.estimators.share_seen import unforgotten
 from keras_hposgld.estimators.step import Step
 
 CURVATURES = ("paper", "telescoped")
@@ -86,6 +87,7 @@ class HPOSGLD(SampledEstimator):
 
     outer_at_end_of_step = True
     copies = (5, 3)  # theta before and after, a gradient, v, A B v
+    share_seen = unforgotten
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
+from keras_hposgld.estimators import share_seen
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
@@ -132,6 +133,9 @@ class RMD(HypergradientEstimator):
             _to_keep(chain, before, now.position),
         )
         return Path(now, kept)
+
+    def share_seen(self, rate: tf.Tensor, momentum: float) -> tf.Tensor:
+        return share_seen.after(self.num_closing_steps, rate)
 
     def turn(
         self, chain: Chain, state: Path, inner_batches: Any, outer_batches: Any

@@ -7,6 +7,7 @@ strength, a weight, a range). The variable is not trainable, so a plain
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,6 +23,8 @@ class Hyperparameter(abc.ABC):
 
     Attributes:
         granularity: String: what has a value of its own.
+        shrinkage: Float, the strength of a prior of its values; `0.0`
+            (default): there is none.
         needs_outer_loss: Whether it changes the inner loss itself, so that an
             outer loss has to stand beside it.
         is_about_weights: Whether the inner objective depends on it by a
@@ -30,6 +33,7 @@ class Hyperparameter(abc.ABC):
     """
 
     granularity: str
+    shrinkage: float = 0.0
     needs_outer_loss = False
     is_about_weights = False
 
@@ -69,6 +73,24 @@ class Hyperparameter(abc.ABC):
         By default they are what the batch has.
         """
         return sample_weight
+
+    def prior_gradient(self, share_seen: Callable) -> list | None:
+        """What a prior of the values adds to the hypergradient.
+
+        Args:
+            share_seen: Function of a weight, of a tensor that broadcasts
+                against it and has its rank, and of a boolean. The tensor has
+                the curvature that a pull on the weight has; the boolean says
+                whether it is decoupled from the gradient. It returns a tensor
+                of that shape: how much of the derivative by the pull an
+                estimate holds.
+
+        Returns:
+            List of tensors like `hyperparameter_variables`: the derivatives of
+            minus the log of the prior, each times its share. `None` (default):
+            there is no prior.
+        """
+        return None
 
     def check_learning_rate(  # noqa: B027 - most have nothing to refuse
         self, learning_rate: float, scale: float | None = 1.0

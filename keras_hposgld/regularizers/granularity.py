@@ -1,6 +1,6 @@
 """Which entries of a weight share a strength."""
 
-GRANULARITIES = ("parameter", "input", "output", "tensor")
+GRANULARITIES = ("parameter", "input", "output", "tensor", "auto")
 
 
 def kept_axes(granularity: str, shape: tuple) -> set[int]:
@@ -18,6 +18,9 @@ def kept_axes(granularity: str, shape: tuple) -> set[int]:
         return set(range(rank))
     if granularity == "tensor":
         return set()
+    if granularity == "auto":
+        granularity = "input" if rank > 1 else "tensor"
+        return kept_axes(granularity, shape)
     axis = rank - 1 if granularity == "output" else rank - 2
     if axis < 0:
         raise ValueError(

@@ -11,6 +11,7 @@ identity is settled once, the first time its variable is seen: the variable's
 """
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,6 +29,8 @@ from keras_hposgld.regularizers.copies import copies_of
 from keras_hposgld.regularizers.granularity import aligned_shape
 from keras_hposgld.regularizers.granularity import GRANULARITIES
 from keras_hposgld.regularizers.penalties import Penalties
+from keras_hposgld.regularizers.shrinkage import prior_gradient
+from keras_hposgld.regularizers.step_check import check_step
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
 CENTERS = (None, "initial")
@@ -45,9 +48,11 @@ class LearnableRegularizer(
             each entry of the weight. `"input"`: each input unit or channel,
             the axis before the last (relevance of features). `"output"`: each
             output unit or channel, the last axis. `"tensor"`: the weight as a
-            whole. (A kernel that Keras arranges otherwise, such as that of a
-            transposed convolution or of multi-head attention, is best served
-            by `"parameter"` or `"tensor"`.)
+            whole. `"auto"`: `"input"`, or `"tensor"` where the weight has one
+            axis, with `shrinkage=1.0`. (A kernel that Keras arranges
+            otherwise, such as that of a transposed convolution or of
+            multi-head attention, is best served by `"parameter"` or
+            `"tensor"`.)
         max_value: Float, the bound of the strengths. A step of the sampler
             must be able to follow it: `learning_rate * max_value < 1`.
             Defaults to `10.0`.
@@ -58,6 +63,12 @@ class LearnableRegularizer(
         center: `None` (default) pulls the weights to zero, `"initial"` to the
             value that they had when the strengths were created: for
             fine-tuning (L1-SP, L2-SP).
+        shrinkage: Float `>= 0`, how strongly the strengths of a weight are
+            pulled to each other: the prior of their logarithms around their
+            mean is Laplace's, of scale `1 / shrinkage`. It counts as much as it
+            should beside so many outer examples as there are, so that no
+            strength moves for what may be chance. `None` (default): `1.0` for
+            `granularity="auto"`, else `0.0`.
         name: String.
 
     Raises:
@@ -74,6 +85,7 @@ class LearnableRegularizer(
         max_value: float = 10.0,
         bijector: Any = None,
         center: str | None = None,
+        shrinkage: float | None = None,
         name: str | None = None,
     ):
         super().__init__(name=name, trainable=False)
@@ -88,6 +100,9 @@ class LearnableRegularizer(
         )
         self.center = check_known("center", center, CENTERS)
         self.bijector = bijector
+        if shrinkage is None:
+            shrinkage = 1.0 if granularity == "auto" else 0.0
+        self.shrinkage = check_number("shrinkage", shrinkage)
         # Variables: Keras saves and loads what is in here.
         self.tracked: list = []
         self._kept = Penalties(self)
@@ -177,18 +192,8 @@ class LearnableRegularizer(
         Raises:
             ValueError: If the step times `max_value` is 1 or above.
         """
-        if scale is None:
-            return
-        largest = learning_rate * scale
-        if largest * self.max_value >= 1.0:
-            exceeding = "" if scale == 1.0 else f", exceeded by {scale:.3g}"
-            raise ValueError(
-                "`learning_rate * max_value` must be below 1: an explicit "
-                "step cannot follow a stronger pull, and the weights would "
-                f"diverge. Received: learning_rate={learning_rate}{exceeding}, "
-                f"max_value={self.max_value} (of {self.name}). Use "
-                f"max_value={0.5 / largest:.3g} or a smaller learning rate."
-            )
+        if scale is not None:
+            check_step(self, learning_rate, scale)
 
     @property
     def penalties(self) -> list[WeightPenalty]:
@@ -213,6 +218,15 @@ class LearnableRegularizer(
             for penalty in self.penalties
             for power, variable in penalty.strengths.items()
         }
+
+    def prior_gradient(self, share_seen: Callable) -> list | None:
+        if not self.shrinkage:
+            return None
+        return [
+            prior_gradient(penalty, power, self.shrinkage, share_seen)
+            for penalty in self.penalties
+            for power in penalty.strengths
+        ]
 
     def saved_apart(self) -> list[tuple[str, keras.Variable]]:
         """The strengths by the places of their weights."""
@@ -271,6 +285,7 @@ class LearnableRegularizer(
             "max_value": self.max_value,
             "bijector": bijectors.serialize(self.bijector),
             "center": self.center,
+            "shrinkage": self.shrinkage,
             "name": self.name,
         }
 

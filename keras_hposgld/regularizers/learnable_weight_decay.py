@@ -17,12 +17,15 @@ class LearnableWeightDecay(LearnableRegularizer):
     rescale the pull, as it would that of `LearnableL2`. A strength held at `c`
     is Keras's `AdamW(weight_decay=c)`.
 
-    `BilevelModel` applies it, and learns it. `BilevelModel.refit` applies it. A
-    plain `model.fit` does neither.
+    The callback `LearnHyperparameters` and `BilevelModel` apply it and learn
+    it. `refit` applies it. A plain `model.fit` does neither.
 
     Args:
         initial_value: Float in `(0, max_value)`, every strength at the start.
-            Defaults to `1e-2`.
+            Defaults to `0.1`.
+        granularity: As in `LearnableRegularizer`. Defaults to `"auto"`.
+        max_value: Float, the bound of the strengths: `learning_rate *
+            max_value` must be below 1. Defaults to `50.0`.
         **regularizer_arguments: The other arguments of `LearnableRegularizer`.
 
     Reference:
@@ -52,9 +55,15 @@ class LearnableWeightDecay(LearnableRegularizer):
     powers = ("decay",)
 
     def __init__(
-        self, initial_value: float = 1e-2, **regularizer_arguments: Any
+        self,
+        initial_value: float = 0.1,
+        granularity: str = "auto",
+        max_value: float = 50.0,
+        **regularizer_arguments: Any,
     ):
-        super().__init__(initial_value, **regularizer_arguments)
+        super().__init__(
+            initial_value, granularity, max_value, **regularizer_arguments
+        )
 
     def check_learning_rate(
         self, learning_rate: float, scale: float | None = 1.0

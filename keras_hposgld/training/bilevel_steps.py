@@ -48,6 +48,8 @@ class BilevelSteps:
         learner = self.learner
         self.build(data.first_batch())
         num_steps, first = learner.hypergradient.num_steps, FirstChain()
+        if learner.outer_level.read(data.levels[-1], num_steps):
+            learner.train_function = None  # the old one has another number
         warn_if_too_much(self.memory_estimate(), data.bytes_of(num_steps))
         chains = learner.placement.chains(
             lambda: data.chains(

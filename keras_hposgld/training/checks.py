@@ -32,6 +32,14 @@ def check_owners(
             "`kernel_regularizer=keras_hposgld.regularizers.LearnableL2()` "
             "into its layers, or pass `regularizer=`."
         )
+    shrunk = [owner for owner in owners if owner.shrinkage]
+    if shrunk and initial_weights:
+        raise ValueError(
+            "`shrinkage` must be 0 where initial weights are learned from "
+            "tasks: the prior is weighed against the number of outer examples, "
+            f"and tasks are not examples. Received: {shrunk[0].name!r} with "
+            f"shrinkage={shrunk[0].shrinkage}. Pass `shrinkage=0.0`."
+        )
     learned = [owner for owner in owners if owner.needs_outer_loss]
     if learned and outer_loss is None:
         raise ValueError(

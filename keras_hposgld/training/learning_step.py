@@ -139,6 +139,8 @@ class LearningStep(tf.Module):
                     estimate._replace(standard_error=None),
                     problem,
                     placement,
+                    sampler,
+                    before,
                     only_if=is_warm if self.warmup else None,
                 )
 

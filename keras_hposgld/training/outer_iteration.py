@@ -79,6 +79,8 @@ def run_outer_iteration(
         estimate,
         problem,
         placement,
+        sampler,
+        sampler.first_step(is_new) + level.estimator.num_steps - 1,
         only_if=is_warm if level.warmup_steps else None,
     )
     # A graph would count also a chain for which the data have run out.

@@ -14,11 +14,15 @@ import tensorflow as tf
 
 from keras_hposgld import estimators
 from keras_hposgld.core.checks import check_known
+from keras_hposgld.data.level import Level
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import Sampler
 from keras_hposgld.training import checks
 from keras_hposgld.training import update_guard
 from keras_hposgld.training.built_for import BuiltFor
+from keras_hposgld.training.hyperprior import Hyperprior
+from keras_hposgld.training.hyperprior import loss_unit
+from keras_hposgld.training.hyperprior import SharesSeen
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import LAYER_STATES
 from keras_hposgld.training.keras_problem import loss_function
@@ -59,6 +63,7 @@ class OuterLevel(keras.layers.Layer):
             name="outer_iterations",
         )
         self.logs = OuterLogs()
+        self.hyperprior = Hyperprior()
         self.built = True
 
     def configure(
@@ -113,6 +118,7 @@ class OuterLevel(keras.layers.Layer):
                 for other variables than those that there are now.
         """
         checks.check_owners(owners, initial_weights, self.outer_loss)
+        self.hyperprior.owners = lambda: owners
         optimizer = sampler.keras_optimizer()
         checks.check_learning_rate(owners, sampler)
         weights = model.trainable_variables
@@ -130,11 +136,28 @@ class OuterLevel(keras.layers.Layer):
                 [f"{n}/{place}" for n in range(number) for place in places],
             )
 
+    def read(self, data: Level, num_batches: int) -> bool:
+        """Reads off the outer data what the priors have to know.
+
+        Args:
+            data: `Level`.
+            num_batches: Integer, those that a chain draws.
+
+        Returns:
+            Whether that is new.
+        """
+        batch = num_batches * data.batch_size
+        return self.hyperprior.read(
+            data, lambda: (self.iterations.value + 1) * batch
+        )
+
     def learn_from(
         self,
         estimate: estimators.Estimate,
         problem: KerasProblem,
         placement: Placement,
+        sampler: Sampler,
+        last_step: Any,
         only_if: Any = None,
     ) -> tf.Tensor:
         """One step with the hyperparameters, from what a chain estimated.
@@ -143,15 +166,33 @@ class OuterLevel(keras.layers.Layer):
             estimate: `Estimate`.
             problem: `KerasProblem`.
             placement: `OneReplica` or `Replicas`.
+            sampler: `Sampler` of the chain.
+            last_step: Integer tensor, the number of its last step.
             only_if: As in `learn`.
 
         Returns:
             1 if the update was skipped, else 0.
         """
         inner, outer = update_guard.causes_of(problem, self.estimator, estimate)
+        hypergradient = estimate.hypergradient
+        if self.hyperprior.exists:
+            shares = SharesSeen(
+                problem.weights,
+                self.estimator,
+                sampler,
+                estimate.sampler_state,
+                last_step,
+            )
+            loss = self.outer_loss or problem.trainer.loss
+            hypergradient = self.hyperprior.added_to(
+                hypergradient,
+                problem.hyperparameters,
+                loss_unit(loss, estimate.outer_loss),
+                shares,
+            )
         skipped = self.learn(
             problem.hyperparameters,
-            estimate.hypergradient,
+            hypergradient,
             placement=placement,
             causes=[*inner, *outer],
             also=lambda: assign_all(self.kept, estimate.memory),
