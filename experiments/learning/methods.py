@@ -1,0 +1,157 @@
+"""What people do with validation data, and what the callback does with them."""
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_hposgld as hs
+
+NUM_EPOCHS, STEPS = 20, 100  # an epoch is 100 steps, whatever the data
+BATCH_SIZE = 50
+LEARNING_RATE = 1e-3
+GRID = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def make_network(num_inputs, num_classes):
+    """Two hidden layers of 64 units."""
+    return keras.Sequential(
+        [
+            keras.Input((num_inputs,)),
+            keras.layers.Dense(64, "relu"),
+            keras.layers.Dense(64, "relu"),
+            keras.layers.Dense(num_classes or 1),
+        ]
+    )
+
+
+def compiled(split, seed, decay=None):
+    """A fresh network under Adam, or AdamW with one decay for all kernels."""
+    keras.utils.set_random_seed(seed)
+    model = make_network(split.inner[0].shape[1], split.num_classes)
+    rate = keras.optimizers.schedules.CosineDecay(
+        LEARNING_RATE, NUM_EPOCHS * STEPS
+    )
+    if decay is None:
+        optimizer = keras.optimizers.Adam(rate)
+    else:
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=decay)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+    classes = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        optimizer,
+        loss=classes if split.num_classes else "mse",
+        metrics=["accuracy"] if split.num_classes else None,
+        steps_per_execution=10,
+    )
+    return model
+
+
+def stream(data, seed):
+    """Endless shuffled batches."""
+    dataset = tf.data.Dataset.from_tensor_slices(data).cache()
+    dataset = dataset.shuffle(len(data[0]), seed=seed).repeat()
+    return dataset.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
+
+
+def train(model, data, seed, callbacks=(), **arguments):
+    """Trains a model; returns the seconds that it took."""
+    begin = time.perf_counter()
+    model.fit(
+        stream(data, seed),
+        steps_per_epoch=STEPS,
+        epochs=NUM_EPOCHS,
+        callbacks=list(callbacks),
+        verbose=0,
+        **arguments,
+    )
+    return time.perf_counter() - begin
+
+
+def score(model, data):
+    """The loss without any regularization, and the accuracy or NaN."""
+    x, y = data
+    output = model.predict(x, batch_size=1000, verbose=0)
+    if model.loss == "mse":
+        return float(np.mean((output - y) ** 2)), float("nan")
+    return float(model.loss(y, output)), float(np.mean(output.argmax(1) == y))
+
+
+def row(method, model, split, seconds, **more):
+    """A row of the table."""
+    loss, accuracy = score(model, split.test)
+    outer_loss, _ = score(model, split.outer)
+    return {
+        "method": method,
+        "loss": loss,
+        "accuracy": accuracy,
+        "outer_loss": outer_loss,
+        "seconds": seconds,
+        **more,
+    }
+
+
+def early_stopping(split, seed):
+    """Adam without decay, the weights of the epoch with the best outer loss."""
+    model = compiled(split, seed)
+    best = keras.callbacks.EarlyStopping(
+        patience=NUM_EPOCHS, restore_best_weights=True
+    )
+    seconds = train(
+        model,
+        split.inner,
+        seed,
+        [best],
+        validation_data=split.outer,
+        validation_batch_size=1000,
+    )
+    return [row("Adam, early stopping", model, split, seconds)]
+
+
+def constants(split, seed):
+    """The best constant decay of a grid, and that on all the data."""
+    tried, total = [], 0.0
+    for decay in GRID:
+        model = compiled(split, seed, decay)
+        total += train(model, split.inner, seed)
+        tried.append(row("", model, split, total, decay=decay))
+    best = min(tried, key=lambda entry: entry["outer_loss"])
+    found = best | {"method": "best constant", "seconds": total}
+    model = compiled(split, seed, best["decay"])
+    total += train(model, split.everything, seed)
+    everything = row(
+        "best constant, on everything", model, split, total, decay=best["decay"]
+    )
+    return [found, everything]
+
+
+def learned(split, seed, name="callback", refits=True, callback=None, **kind):
+    """The callback, and a refit on all the data with what it learned."""
+    model = compiled(split, seed)
+    learning = hs.callbacks.LearnHyperparameters(
+        split.outer,
+        batch_size=BATCH_SIZE,
+        regularizer=hs.regularizers.LearnableWeightDecay(**kind),
+        seed=seed,
+        **callback or {},
+    )
+    seconds = train(model, split.inner, seed, [learning])
+    medians = [
+        float(np.median(value))
+        for value in learning.hyperparameter_values().values()
+    ]
+    rows = [row(name, model, split, seconds, medians=medians)]
+    if refits:
+        keras.utils.set_random_seed(seed)
+        begin = time.perf_counter()
+        hs.refit(
+            model,
+            stream(split.everything, seed),
+            steps_per_epoch=STEPS,
+            epochs=NUM_EPOCHS,
+            verbose=0,
+        )
+        seconds += time.perf_counter() - begin
+        rows.append(row(f"{name}, refit on everything", model, split, seconds))
+    return rows
