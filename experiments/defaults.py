@@ -61,9 +61,9 @@ def learned(name, split, seed, refits):
     return methods.learned(split, seed, name, refits, callback, **kind)
 
 
-def choose(split, seed):
+def choose(split, seed, names=CANDIDATES):
     """One row for each candidate."""
-    return [r for name in CANDIDATES for r in learned(name, split, seed, False)]
+    return [r for name in names for r in learned(name, split, seed, False)]
 
 
 def confirm(split, seed):
@@ -79,13 +79,10 @@ def means(rows, method):
     own = [r for r in rows if r["method"] == method]
     losses = [r["loss"] for r in own]
     error = np.std(losses, ddof=1) / len(own) ** 0.5 if len(own) > 1 else 0.0
-    accuracy = np.mean([r["accuracy"] for r in own])
-    return (
-        np.mean(losses),
-        error,
-        accuracy,
-        np.mean([r["seconds"] for r in own]),
+    accuracy, seconds = (
+        np.mean([r[key] for r in own]) for key in ("accuracy", "seconds")
     )
+    return np.mean(losses), error, accuracy, seconds
 
 
 def show(title, rows):
@@ -106,6 +103,7 @@ def main():
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="*", help="names, for some of them")
+    parser.add_argument("--candidates", nargs="*", default=CANDIDATES)
     parser.add_argument("--output", help="file for all rows")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
@@ -126,8 +124,10 @@ def main():
         rows = []
         for seed in range(arguments.seeds):
             split = sets.load(name, seed, arguments.data)
-            function = choose if arguments.what == "choose" else confirm
-            rows += function(split, seed)
+            if arguments.what == "choose":
+                rows += choose(split, seed, arguments.candidates)
+            else:
+                rows += confirm(split, seed)
         star = " *" if name in sets.CONFIRMING else ""
         show(title + star, rows)
         all_rows += [{"set": title} | r for r in rows]

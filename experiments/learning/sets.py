@@ -97,12 +97,9 @@ def load(name, seed, folder=None):
     x, y, num_inner, num_outer = name(seed, folder and pathlib.Path(folder))
     order = np.random.default_rng(seed).permutation(len(x))
     x, y = np.asarray(x, "float32")[order], np.asarray(y)[order]
-    spread = x[:num_inner].std(axis=0)
-    # A column that is nearly constant among the training examples is not blown
-    # up by it.
-    x = (x - x[:num_inner].mean(axis=0)) / np.maximum(
-        spread, 0.1 * spread.max()
-    )
+    mean, spread = x[:num_inner].mean(axis=0), x[:num_inner].std(axis=0)
+    x = (x - mean) / np.where(spread > 0, spread, 1.0)
+    x = x.clip(-5.0, 5.0)  # columns that hardly vary among training examples
     num_classes = int(y.max()) + 1 if y.dtype.kind in "iu" else 0
     if not num_classes:
         y = (y - y[:num_inner].mean()) / y[:num_inner].std()

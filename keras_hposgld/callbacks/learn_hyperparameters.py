@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.callbacks.backup import Backup
@@ -16,7 +15,7 @@ from keras_hposgld.callbacks.checks import check_alone
 from keras_hposgld.callbacks.checks import check_decay
 from keras_hposgld.callbacks.checks import check_model
 from keras_hposgld.callbacks.checks import warn_of_unsaved
-from keras_hposgld.callbacks.checks import warn_that_no_chain_ran
+from keras_hposgld.callbacks.course import Course
 from keras_hposgld.callbacks.learning_data import build
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
@@ -35,18 +34,17 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
       it costs little more than a plain `fit`. The optimizer must be one that
       `samplers.from_optimizer` serves, or a sampler, and `train_step` Keras's.
     * `"apart"`: after each `every` batches a chain of its own starts from the
-      current weights, on copies of them. It serves any optimizer, any
-      `train_step` and any estimator. Its inner steps are taken on the examples
-      that `fit` trained on last, so there is no chain before there have been
-      enough of them.
+      current weights, on copies of them and on the examples that `fit` trained
+      on last, once there are enough. It serves any optimizer and estimator.
 
-    The callback adds `outer_loss`, `hypergradient_norm` and `skipped_updates`
-    to the logs of an epoch (not a number where no chain ended); callbacks that
-    are to see them come after it in the list.
+    It adds `outer_loss` and `hypergradient_norm` to the logs of an epoch (the
+    latest, where no chain ended in it), `median_strength`, with validation data
+    `val_outer_loss`, and `skipped_updates` where there were some. Callbacks
+    that are to see them come after it in the list. A warning says at the end
+    what speaks against what was learned.
 
     It may be used for one `fit` after the other, and copied. With another
-    model, or with other trainable weights than before, it begins anew, as a
-    copy of it does: with fresh optimizers and no examples.
+    model or other trainable weights it begins anew, as a copy of it does.
 
     Args:
         outer_data: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset`, a
@@ -173,7 +171,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
 
     @property
     def every(self):
-        """Batches from the end of one chain to that of the next."""
+        """Batches from one end of a chain to the next."""
         return self._chains.every
 
     @property
@@ -226,7 +224,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._begin_anew(not self._chains.serves(model, owners))
         self._chains.read_data(model)
         self._chains.begin(model, owners)
-        self._done_before_fit = self._chains.num_done
+        self._course = Course(model, owners, self._chains)
 
     def _begin_anew(self, if_needed):
         if if_needed:
@@ -240,13 +238,12 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         if self._chains.batches is None:
             # Not when training begins: a callback after this one may only
             # then restore the model from a backup.
-            self._restore()
-            self._done_before_fit = self._chains.num_done
+            if self._restore():
+                owners = self.find_hyperparameters()
+                self._course = Course(self.model, owners, self._chains)
             self._chains.draw()
-        self._epoch = epoch
-        self._last_batch, self._done_before = -1, self._chains.num_done
-        for metric in self.outer_level.metrics:
-            metric.reset_state()
+        self._epoch, self._last_batch = epoch, -1
+        self._course.begin_epoch()
 
     def on_train_batch_begin(self, batch, logs=None):
         self._chains.set_rate(self._epoch, batch, self.params)
@@ -260,17 +257,14 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._chains.after(before, self._num_batches)
 
     def on_epoch_end(self, epoch, logs=None):
-        is_news = self._chains.num_done > self._done_before
-        for metric in self.outer_level.metrics:
-            logs[metric.name] = float(metric.result()) if is_news else np.nan
+        self._course.end_epoch(logs)
         self._back_up()
 
     def on_train_end(self, logs=None):
         self._chains.end(self.model)
         if self.backup_dir is not None:
             Backup(self.backup_dir).remove()
-        if self._chains.num_done == self._done_before_fit:
-            warn_that_no_chain_ran(self._chains, self._num_batches)
+        self._course.end(self._num_batches)
 
     # The hyperparameters.
 
@@ -297,7 +291,10 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             Backup(self.backup_dir).save(self._step, self._state())
 
     def _restore(self):
-        if self.backup_dir is not None and self._step > 0:
-            state = self._state()
-            if Backup(self.backup_dir).restore(self._step, state):
-                self._num_batches = int(state.num_batches)
+        if self.backup_dir is None or self._step == 0:
+            return False
+        state = self._state()
+        is_restored = Backup(self.backup_dir).restore(self._step, state)
+        if is_restored:
+            self._num_batches = int(state.num_batches)
+        return is_restored

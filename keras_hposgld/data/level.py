@@ -51,6 +51,14 @@ class Level(abc.ABC):
     def batches_per_pass(self) -> float:
         """Batches in one pass over the data; infinity where it never ends."""
 
+    @property
+    def num_known(self) -> float:
+        """How many examples there are, as far as that costs no reading.
+
+        Infinity where they would have to be counted, or never end.
+        """
+        return self.batches_per_pass * self.batch_size
+
     @abc.abstractmethod
     def first_batch(self) -> tuple:
         """The first batch, for building and for measuring."""

@@ -104,6 +104,11 @@ class StreamData(batches.BatchedData):
             return float(self._counted())
         return float(cardinality)
 
+    @property
+    def num_known(self) -> float:
+        number = int(self.dataset.cardinality())
+        return number * self.batch_size if number >= 0 else math.inf
+
     def _counted(self):
         deadline = time.monotonic() + COUNTING_SECONDS
         number = 0

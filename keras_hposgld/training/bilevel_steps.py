@@ -8,11 +8,12 @@ from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training.first_chain import FirstChain
-from keras_hposgld.training.fit_watch import WatchUpdates
+from keras_hposgld.training.fit_watch import WatchLearning
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
 from keras_hposgld.training.outer_iteration import run_outer_iteration
+from keras_hposgld.training.progress import MedianStrength
 from keras_hposgld.training.weight_copies import places_of
 
 
@@ -69,7 +70,11 @@ class BilevelSteps:
                 steps_per_epoch=steps_per_epoch,
                 validation_data=data.validation_data,
                 shuffle=False,  # done already
-                own_callbacks=[first, WatchUpdates()],
+                own_callbacks=[
+                    first,
+                    MedianStrength(),
+                    WatchLearning(data.levels[-1].num_known),
+                ],
                 **arguments,
             )
 

@@ -37,7 +37,7 @@ def check_owners(
         raise ValueError(
             "`shrinkage` must be 0 where initial weights are learned from "
             "tasks: the prior is weighed against the number of outer examples, "
-            f"and tasks are not examples. Received: {shrunk[0].name!r} with "
+            f"and tasks are not examples. Received: {shrunk[0]!r} with "
             f"shrinkage={shrunk[0].shrinkage}. Pass `shrinkage=0.0`."
         )
     learned = [owner for owner in owners if owner.needs_outer_loss]

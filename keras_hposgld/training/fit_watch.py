@@ -1,7 +1,6 @@
 """What a learner's `fit` watches while it trains, and says when it ends."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +8,8 @@ import keras
 
 from keras_hposgld.training.checks import check_learning_rate
 from keras_hposgld.training.checks import check_schedule
-
-# Adam moves a strength by at most its learning rate, in logarithms: 0.05 by
-# default, so that ten updates change it by at most two thirds.
-FEW_UPDATES = 10
+from keras_hposgld.training.progress import lower_is_better
+from keras_hposgld.training.verdict import Verdict
 
 
 @contextlib.contextmanager
@@ -25,9 +22,12 @@ def joined(callbacks: Any, own: list) -> Iterator[Any]:
         own: List of callbacks.
     """
     if not isinstance(callbacks, keras.callbacks.CallbackList):
-        yield [*keras.tree.flatten(callbacks or []), *own]
+        given = keras.tree.flatten(callbacks or [])
+        lower_is_better(given)
+        yield [*given, *own]
         return
     before = list(callbacks.callbacks)
+    lower_is_better(before)
     callbacks.callbacks.extend(own)
     callbacks.set_model(callbacks.model)
     callbacks.set_params(callbacks.params)
@@ -59,28 +59,30 @@ class WatchLearningRate(keras.callbacks.Callback):
         check_learning_rate(owners, learner.sampler)
 
 
-class WatchUpdates(keras.callbacks.Callback):
-    """Warns at the end of a `fit` where next to nothing can be learned."""
+class WatchLearning(keras.callbacks.Callback):
+    """Says at the end of a learner's `fit` what speaks against its result.
+
+    Args:
+        num_examples: Number of outer examples, infinite if nobody knows.
+    """
+
+    def __init__(self, num_examples: float):
+        super().__init__()
+        self.num_examples = num_examples
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        learner = self.model
+        self.verdict = Verdict(
+            learner.find_hyperparameters(),
+            learner.outer_level,
+            self.num_examples,
+            advice="let an epoch have more chains: pass a larger "
+            "`steps_per_epoch`, smaller batches, or an estimator whose chains "
+            "take fewer steps",
+        )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.verdict.see(logs or {})
 
     def on_train_end(self, logs: Any = None) -> None:
-        learner = self.model
-        outer_level = learner.outer_level
-        updates = int(learner.hyper_optimizer.iterations.numpy())
-        if updates >= FEW_UPDATES:
-            return
-        chains = int(outer_level.iterations.numpy())
-        reasons = [f"{chains} chains have run since the learner was made"]
-        if outer_level.warmup_steps:
-            reasons.append(
-                "those that start before inner step "
-                f"{outer_level.warmup_steps} (`warmup_steps`) update nothing"
-            )
-        number = "once" if updates == 1 else f"{updates} times"
-        warnings.warn(
-            f"The hyperparameters were updated {number if updates else 'never'}"
-            f", which is too few for anything to be learned: "
-            f"{'; '.join(reasons)}. Train for more epochs, or let an epoch "
-            "have more chains: pass a larger `steps_per_epoch`, smaller "
-            "batches, or an estimator whose chains take fewer steps.",
-            stacklevel=2,
-        )
+        self.verdict.warn()

@@ -21,6 +21,7 @@ from keras_hposgld.training.fit_watch import joined
 from keras_hposgld.training.fit_watch import WatchLearningRate
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement.on_replica import local_loss
+from keras_hposgld.training.progress import shown_progress
 from keras_hposgld.training.state import checkpointed
 from keras_hposgld.training.state import state_of
 from keras_hposgld.training.state import unsaved_by_keras
@@ -88,8 +89,7 @@ class Learner(ModelWrapper):
         """Makes a sampler of what `compile` got; returns its Keras optimizer.
 
         Raises:
-            TypeError: If it is neither a sampler nor an optimizer, or a sampler
-                without Keras variables for its state.
+            TypeError: If it is no sampler or optimizer with Keras variables.
             ValueError: If it is an optimizer of a kind that is not served.
         """
         self.sampler = samplers.get(optimizer, "optimizer")
@@ -219,7 +219,7 @@ class Learner(ModelWrapper):
     ) -> keras.callbacks.History:
         """Keras's `fit`, with callbacks of our own after those of the user.
 
-        However it ends, what was added for its time is taken away again.
+        What was added for its time is taken away again, however it ends.
 
         Args:
             x: As in Keras.
@@ -228,6 +228,7 @@ class Learner(ModelWrapper):
             **arguments: As in Keras.
         """
         own = [*own_callbacks, WatchLearningRate(), StopOnNonFinite()]
+        own += shown_progress(callbacks, arguments.get("verbose", "auto"))
         observers = list(self.outer_level.observers)
         try:
             with joined(callbacks, own) as all_callbacks:
@@ -241,9 +242,8 @@ class Learner(ModelWrapper):
     def steps_ahead(self, iterations: int) -> range:
         """The numbers of the inner steps in outer iterations to come."""
 
-    # What Keras calls to save and to load. It saves the wrapped model, the
-    # learned strengths, both optimizers and the counters by itself, as they
-    # hang on attributes.
+    # What Keras calls to save and to load. The wrapped model, the strengths,
+    # optimizers and counters it saves by itself: they hang on attributes.
 
     def state(self) -> dict[str, list[keras.Variable]]:
         """All variables that training resumes from, by what they are."""

@@ -62,12 +62,16 @@ class UpdateGuard(keras.layers.Layer):
         tf.cond(is_finite, run, skip)
         return 1.0 - tf.cast(is_finite, tf.float32)
 
+    def cause(self) -> str:
+        """What was the first number not to be finite in the last such case."""
+        return self.names[int(self.first_not_finite.numpy())]
+
     def raise_if_too_many(self) -> None:
         """Raises once `max_skipped_updates` in a row were skipped."""
         skipped = int(self.skipped_in_a_row.numpy())
         if skipped < self.max_skipped_updates:
             return
-        name = self.names[int(self.first_not_finite.numpy())]
+        name = self.cause()
         self.skipped_in_a_row.assign(0)
         raise RuntimeError(
             f"`max_skipped_updates` was reached: {skipped} outer iterations "

@@ -1,0 +1,85 @@
+"""The course of one `fit` with `LearnHyperparameters`: its logs, its end."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_hposgld.callbacks.chains import Chains
+from keras_hposgld.callbacks.checks import warn_that_no_chain_ran
+from keras_hposgld.training.progress import COUNTERS
+from keras_hposgld.training.progress import median_strength
+from keras_hposgld.training.verdict import Verdict
+
+
+class Course:
+    """What a callback writes into the logs, and says when a `fit` ends.
+
+    Args:
+        model: `keras.Model`.
+        owners: The objects that own its hyperparameters.
+        chains: `Chains`, which have begun.
+    """
+
+    def __init__(self, model: keras.Model, owners: list, chains: Chains):
+        self.model = model
+        self.owners = owners
+        self.chains = chains
+        self.num_at_start = chains.num_done
+        self.verdict = Verdict(
+            owners,
+            chains.outer_level,
+            chains.data.levels[-1].num_known,
+            advice="lower `every` or the `batch_size` of `fit`",
+        )
+        self._latest: dict[str, float] = {}
+        self._counts: dict[str, list] = {name: [] for name in COUNTERS}
+
+    def begin_epoch(self) -> None:
+        """Prepares the means over an epoch."""
+        self._num_before = self.chains.num_done
+        for metric in self.chains.outer_level.metrics:
+            metric.reset_state()
+
+    def end_epoch(self, logs: dict) -> None:
+        """Adds to the logs of an epoch."""
+        is_news = self.chains.num_done > self._num_before
+        for metric in self.chains.outer_level.metrics:
+            value = float(metric.result()) if is_news else None
+            if metric.name in self._counts:
+                self._counts[metric.name].append(value or 0.0)
+                if value:  # it is shown once it has counted something
+                    logs[metric.name] = value
+                continue
+            if value is not None:
+                self._latest[metric.name] = value
+            logs[metric.name] = self._latest.get(metric.name, np.nan)
+        if "val_loss" in logs and self.chains.outer_level.outer_loss is None:
+            logs["val_outer_loss"] = logs["val_loss"] - self._penalty()
+        median = median_strength(self.owners)
+        if median is not None:
+            logs["median_strength"] = median
+        self.verdict.see(logs)
+
+    def _penalty(self) -> float:
+        """What the regularization of the weights adds to Keras's loss."""
+        return sum(
+            float(weight.regularizer(weight))
+            for weight in self.model.trainable_variables
+            if weight.regularizer is not None
+        )
+
+    def end(self, num_batches: int) -> None:
+        """Completes the history, and says what has to be said.
+
+        Args:
+            num_batches: Integer, those of all fits.
+        """
+        history: Any = getattr(self.model, "history", None)
+        if history is not None:
+            for name, counts in self._counts.items():
+                history.history[name] = counts
+        if self.chains.num_done == self.num_at_start:
+            warn_that_no_chain_ran(self.chains, num_batches)
+        else:
+            self.verdict.warn()
