@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 from guard import cross_fitted_gain
 from guard import exceeds
+from guard import same_folds_gain
 from ridge import Folds
 from ridge import parts_of
 from ridge import squared_errors
@@ -20,18 +21,35 @@ from strengths import uniform
 
 NUM_FOLDS = 5
 SCALAR = "scalar"
-RULES = {  # prior of the deviations, by the folds
-    "folds": None,
-    "folds + Laplace": "laplace",
-    "folds + Gauss": "gauss",
-}
-GUARDED = "folds + Laplace + guard"
-COLUMNS = (
+SPLIT_SCALAR, SPLIT, SPLIT_PRIOR = (
     "one split, scalar",
     "one split",
-    "one split + Laplace",
-    *RULES,
-    GUARDED,
+    "one split + Laplace 1",
+)
+FOLDS = {  # arguments of `learn`, by the folds
+    "folds": {"prior": None},
+    "folds + Gauss 1": {"prior": "gauss"},
+    "folds + Laplace 1": {"prior": "laplace"},
+    "folds + Laplace 2": {"prior": "laplace", "scale": 2.0},
+}
+GUARDED = ("folds + Laplace 1", "folds + Laplace 2")
+GUARDS = {  # whose gain, and how many standard errors it has to exceed
+    "guard": ("cross-fitted", 1.0),
+    "guard of 2 errors": ("cross-fitted", 2.0),
+    "guard on the same folds": ("same folds", 1.0),
+}
+COLUMNS = (  # of the table of sets; the last one is the rule
+    SPLIT,
+    SPLIT_PRIOR,
+    *FOLDS,
+    *(f"{name} + guard" for name in GUARDED),
+)
+RULES = (
+    SPLIT_SCALAR,
+    SPLIT,
+    SPLIT_PRIOR,
+    *FOLDS,
+    *(f"{name} + {guard}" for name in GUARDED for guard in GUARDS),
 )
 
 
@@ -45,9 +63,8 @@ def compare(x, y, x_test, y_test, rng):
     """Test errors of all rules on one split of a set.
 
     Returns:
-        Dictionary from a rule to its mean squared test error, with the number
-        of deviations of "folds + Laplace" that are not 0, and the cross-fitted
-        gain with its standard error.
+        Dictionary from a rule to its mean squared test error. With the guarded
+        rules: how many deviations moved, and whether a guard kept them.
     """
     everything = np.concatenate([x, x_test]), np.concatenate([y, y_test])
     inner, outer = np.split(np.arange(len(everything[0])), [len(x)])
@@ -59,22 +76,26 @@ def compare(x, y, x_test, y_test, rng):
     folds = Folds.cross(x, y, parts)
     m, noise = best_scalar(folds)
     row = {SCALAR: error(uniform(folds, m))}
-    for name, prior in RULES.items():
-        logs, deviations = learn(folds, m, noise, prior=prior)
+    for name, prior in FOLDS.items():
+        logs, deviations = learn(folds, m, noise, **prior)
         row[name] = error(logs)
-        if prior == "laplace":
-            row["moved"] = int(np.sum(np.abs(deviations) > 1e-6))
-    gains = cross_fitted_gain(x, y, parts)
-    row["gain"] = gains.mean()
-    row["gain_error"] = gains.std(ddof=1) / np.sqrt(len(gains))
-    row["kept"] = exceeds(gains)
-    row[GUARDED] = row["folds + Laplace" if row["kept"] else SCALAR]
+        if name not in GUARDED:
+            continue
+        row[f"{name}, moved"] = int(np.sum(np.abs(deviations) > 1e-6))
+        gains = {
+            "same folds": same_folds_gain(folds, m, logs),
+            "cross-fitted": cross_fitted_gain(x, y, parts, **prior),
+        }
+        for guard, (kind, num_errors) in GUARDS.items():
+            kept = exceeds(gains[kind], num_errors)
+            row[f"{name} + {guard}"] = row[name if kept else SCALAR]
+            row[f"{name} + {guard}, kept"] = kept
 
     split = one_split(x, y, rng)
     m, noise = best_scalar(split)
-    row["one split, scalar"] = error(uniform(split, m))
-    row["one split"] = error(learn(split, m, noise, prior=None)[0])
-    row["one split + Laplace"] = error(learn(split, m, noise)[0])
+    row[SPLIT_SCALAR] = error(uniform(split, m))
+    row[SPLIT] = error(learn(split, m, noise, prior=None)[0])
+    row[SPLIT_PRIOR] = error(learn(split, m, noise)[0])
     return row
 
 

@@ -4,11 +4,9 @@ A set is a function of a random generator. It returns inputs, targets and the
 number of training examples; a split draws anew from a law, or shuffles the
 examples that there are. Sets are listed in `SETS`; the first, third, fifth ...
 are the half on which details of the rule were chosen, the others confirm it.
-`OUTPUTS` are those of several outputs.
 """
 
 import functools
-import pathlib
 
 import numpy as np
 import sklearn.datasets as sk
@@ -95,7 +93,7 @@ def of_sklearn(rng, make, num_train, squares=False, r2=None, **options):
 
 
 @functools.cache
-def _of_sklearn(name):
+def of_package(name):
     data = getattr(sk, f"load_{name}")()
     return data.data, data.target
 
@@ -113,16 +111,11 @@ def shuffled(rng, x, y, num_train):
 
 def known(rng, name, num_train, squares=False, against=None, noise=0):
     """Data of scikit-learn; `against` is a class against the others."""
-    x, y = _of_sklearn(name)
+    x, y = of_package(name)
     x = squares_too(x) if squares else x
     y = y if against is None else np.where(y == against, 1.0, -1.0)
     x = np.concatenate([x, x.std() * rng.normal(size=(len(x), noise))], axis=1)
     return shuffled(rng, x, y, num_train)
-
-
-def one_hot(rng, name, num_train):
-    x, y = _of_sklearn(name)
-    return shuffled(rng, x, np.eye(y.max() + 1)[y], num_train)
 
 
 def filed(rng, path, num_train, squares=False, band=1, target=None):
@@ -136,34 +129,25 @@ def filed(rng, path, num_train, squares=False, band=1, target=None):
     return shuffled(rng, x, y, num_train)
 
 
-def outputs(rng, num_train, size, num_outputs, own_inputs, own_noise):
-    """Several linear targets: relevant inputs, and noise, shared or own."""
-    x = rng.normal(size=(num_train + NUM_TEST, size))
-    relevant = rng.random((size, num_outputs if own_inputs else 1)) < 0.25
-    signal = x @ (rng.normal(size=(size, num_outputs)) * relevant)
-    signal = (signal - signal.mean(0)) / (signal.std(0) + 1e-9)
-    spread = np.geomspace(0.2, 5, num_outputs) if own_noise else 1.0
-    return x, signal + spread * rng.normal(size=signal.shape), num_train
-
-
-def _set(function, *arguments, **options):
+def fixed(function, *arguments, **options):
+    """A set: the function with all but its generator."""
     return lambda rng: function(rng, *arguments, **options)
 
 
 SETS = {
-    "equal relevance, 20 inputs": _set(equal, 60, 20),
-    "equal relevance, 50 inputs": _set(equal, 200, 50),
-    "equal, correlated inputs": _set(equal, 100, 30, correlation=0.7),
-    "equal, more inputs than examples": _set(equal, 60, 80),
-    "equal, heavy-tailed noise": _set(heavy_tails, 100, 20),
-    "no relevant input": _set(nothing, 100, 20),
-    "10 of 50 relevant": _set(some, 100, 10, 40),
-    "20 of 100 relevant": _set(some, 200, 20, 80),
-    "5 of 30 relevant, correlated": _set(some, 100, 5, 25, correlation=0.8),
-    "30 normal coefficients": _set(some, 100, 30, 0),
-    "decaying relevance": _set(decaying, 100, 30),
-    "decaying, little noise": _set(decaying, 80, 40, r2=0.9),
-    "make_regression, sparse": _set(
+    "equal relevance, 20 inputs": fixed(equal, 60, 20),
+    "equal relevance, 50 inputs": fixed(equal, 200, 50),
+    "equal, correlated inputs": fixed(equal, 100, 30, correlation=0.7),
+    "equal, more inputs than examples": fixed(equal, 60, 80),
+    "equal, heavy-tailed noise": fixed(heavy_tails, 100, 20),
+    "no relevant input": fixed(nothing, 100, 20),
+    "10 of 50 relevant": fixed(some, 100, 10, 40),
+    "20 of 100 relevant": fixed(some, 200, 20, 80),
+    "5 of 30 relevant, correlated": fixed(some, 100, 5, 25, correlation=0.8),
+    "30 normal coefficients": fixed(some, 100, 30, 0),
+    "decaying relevance": fixed(decaying, 100, 30),
+    "decaying, little noise": fixed(decaying, 80, 40, r2=0.9),
+    "make_regression, sparse": fixed(
         of_sklearn,
         sk.make_regression,
         80,
@@ -171,7 +155,7 @@ SETS = {
         n_informative=5,
         r2=0.5,
     ),
-    "make_regression, dense": _set(
+    "make_regression, dense": fixed(
         of_sklearn,
         sk.make_regression,
         80,
@@ -179,7 +163,7 @@ SETS = {
         n_informative=30,
         r2=0.5,
     ),
-    "make_regression, low rank": _set(
+    "make_regression, low rank": fixed(
         of_sklearn,
         sk.make_regression,
         100,
@@ -187,28 +171,28 @@ SETS = {
         effective_rank=8,
         r2=0.7,
     ),
-    "sparse uncorrelated": _set(
+    "sparse uncorrelated": fixed(
         of_sklearn, sk.make_sparse_uncorrelated, 80, n_features=20
     ),
-    "friedman1": _set(of_sklearn, sk.make_friedman1, 80, noise=1.0),
-    "friedman1, 30 inputs": _set(
+    "friedman1": fixed(of_sklearn, sk.make_friedman1, 80, noise=1.0),
+    "friedman1, 30 inputs": fixed(
         of_sklearn, sk.make_friedman1, 150, n_features=30, noise=3.0
     ),
-    "friedman2, squares": _set(
+    "friedman2, squares": fixed(
         of_sklearn, sk.make_friedman2, 100, squares=True, r2=0.7
     ),
-    "friedman3, squares": _set(
+    "friedman3, squares": fixed(
         of_sklearn, sk.make_friedman3, 100, squares=True, noise=0.1
     ),
-    "diabetes": _set(known, "diabetes", 200),
-    "diabetes, squares": _set(known, "diabetes", 250, squares=True),
-    "breast cancer": _set(known, "breast_cancer", 120, against=1),
-    "iris, versicolor": _set(known, "iris", 75, against=1),
-    "wines, class 0": _set(known, "wine", 80, against=0),
-    "wines, class 1": _set(known, "wine", 80, against=1),
-    "digits, 3": _set(known, "digits", 200, against=3),
-    "digits, 8": _set(known, "digits", 400, against=8),
-    "digits, 3, and 60 of noise": _set(
+    "diabetes": fixed(known, "diabetes", 200),
+    "diabetes, squares": fixed(known, "diabetes", 250, squares=True),
+    "breast cancer": fixed(known, "breast_cancer", 120, against=1),
+    "iris, versicolor": fixed(known, "iris", 75, against=1),
+    "wines, class 0": fixed(known, "wine", 80, against=0),
+    "wines, class 1": fixed(known, "wine", 80, against=1),
+    "digits, 3": fixed(known, "digits", 200, against=3),
+    "digits, 8": fixed(known, "digits", 400, against=8),
+    "digits, 3, and 60 of noise": fixed(
         known, "digits", 300, against=3, noise=60
     ),
 }
@@ -218,42 +202,25 @@ def sets_of(folder):
     """`SETS`, and those of files in `folder` unless it is `None`."""
     if folder is None:
         return dict(SETS)
-    uci, nir = folder / "tabular" / "uci", folder / "nir"
+    tabular, nir = folder / "tabular", folder / "nir"
+    uci = tabular / "uci"
     files = {
-        "communities": _set(filed, folder / "tabular" / "communities.npz", 200),
-        "boston": _set(filed, uci / "boston.npz", 150),
-        "boston, squares": _set(filed, uci / "boston.npz", 250, squares=True),
-        "concrete": _set(filed, uci / "concrete.npz", 150),
-        "concrete, squares": _set(
+        "communities": fixed(filed, tabular / "communities.npz", 200),
+        "boston": fixed(filed, uci / "boston.npz", 150),
+        "boston, squares": fixed(filed, uci / "boston.npz", 250, squares=True),
+        "concrete": fixed(filed, uci / "concrete.npz", 150),
+        "concrete, squares": fixed(
             filed, uci / "concrete.npz", 150, squares=True
         ),
-        "energy": _set(filed, uci / "energy.npz", 150),
-        "yacht": _set(filed, uci / "yacht.npz", 150),
-        "red wine": _set(filed, uci / "wine.npz", 200),
-        "kin8nm": _set(filed, uci / "kin8nm.npz", 200),
-        "power": _set(filed, uci / "power.npz", 100),
-        "tecator, fat": _set(filed, nir / "tecator.npz", 140, band=2, target=1),
-        "corn, oil": _set(filed, nir / "corn.npz", 60, band=10, target=1),
-        "gasoline": _set(filed, nir / "gasoline.npz", 45, band=8),
-    }
-    return {**SETS, **{k: v for k, v in files.items()}}
-
-
-def outputs_of(folder):
-    """Sets of several outputs."""
-    found = {
-        "4 outputs, shared inputs": _set(outputs, 100, 30, 4, False, False),
-        "4 outputs, own inputs": _set(outputs, 100, 30, 4, True, False),
-        "4 outputs, own noise": _set(outputs, 100, 30, 4, False, True),
-        "4 outputs, own inputs and noise": _set(
-            outputs, 100, 30, 4, True, True
+        "energy": fixed(filed, uci / "energy.npz", 150),
+        "yacht": fixed(filed, uci / "yacht.npz", 150),
+        "red wine": fixed(filed, uci / "wine.npz", 200),
+        "kin8nm": fixed(filed, uci / "kin8nm.npz", 200),
+        "power": fixed(filed, uci / "power.npz", 100),
+        "tecator, fat": fixed(
+            filed, nir / "tecator.npz", 140, band=2, target=1
         ),
-        "iris": _set(one_hot, "iris", 75),
-        "wines": _set(one_hot, "wine", 80),
-        "digits": _set(one_hot, "digits", 300),
+        "corn, oil": fixed(filed, nir / "corn.npz", 60, band=10, target=1),
+        "gasoline": fixed(filed, nir / "gasoline.npz", 45, band=8),
     }
-    if folder is not None:
-        nir = pathlib.Path(folder) / "nir"
-        found["tecator"] = _set(filed, nir / "tecator.npz", 140, band=4)
-        found["corn"] = _set(filed, nir / "corn.npz", 60, band=20)
-    return found
+    return SETS | files

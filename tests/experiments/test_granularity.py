@@ -191,5 +191,6 @@ def test_quick_run_writes_tables_and_rows(load, tmp_path):
     assert [len(found) for found in rows["inputs"].values()] == [2, 2]
     for found in rows["inputs"].values():
         for row in found:
-            rule = "folds + Laplace" if row["kept"] else "scalar"
-            assert row["folds + Laplace + guard"] == row[rule]
+            rule = "folds + Laplace 2"
+            kept = rule if row[f"{rule} + guard, kept"] else "scalar"
+            assert row[f"{rule} + guard"] == row[kept]
