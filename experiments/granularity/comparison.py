@@ -12,6 +12,7 @@ import scipy.stats
 from guard import cross_fitted_gain
 from guard import exceeds
 from guard import same_folds_gain
+from guard import without_each
 from ridge import Folds
 from ridge import parts_of
 from ridge import squared_errors
@@ -76,6 +77,7 @@ def compare(x, y, x_test, y_test, rng):
     folds = Folds.cross(x, y, parts)
     m, noise = best_scalar(folds)
     row = {SCALAR: error(uniform(folds, m))}
+    left_out = without_each(x, y, parts)
     for name, prior in FOLDS.items():
         logs, deviations = learn(folds, m, noise, **prior)
         row[name] = error(logs)
@@ -84,7 +86,7 @@ def compare(x, y, x_test, y_test, rng):
         row[f"{name}, moved"] = int(np.sum(np.abs(deviations) > 1e-6))
         gains = {
             "same folds": same_folds_gain(folds, m, logs),
-            "cross-fitted": cross_fitted_gain(x, y, parts, **prior),
+            "cross-fitted": cross_fitted_gain(left_out, **prior),
         }
         for guard, (kind, num_errors) in GUARDS.items():
             kept = exceeds(gains[kind], num_errors)

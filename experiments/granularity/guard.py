@@ -20,13 +20,31 @@ def same_folds_gain(folds, m, logs):
     return (scalar - folds.squared_errors(logs)).mean(axis=1)
 
 
-def cross_fitted_gain(x, y, parts, **prior):
-    """Gains per example, by strengths that were learned without the part.
+def without_each(x, y, parts):
+    """For each part the folds of the others, their best scalar, its loss.
 
     Args:
         x: Array `(examples, inputs)`.
         y: Array `(examples, outputs)`.
         parts: List of index arrays.
+
+    Returns:
+        List of `(part, inner examples, folds, m, noise)`, for
+        `cross_fitted_gain`.
+    """
+    found = []
+    for k, part in enumerate(parts):
+        others = parts[:k] + parts[k + 1 :]
+        folds = Folds.cross(x, y, others)
+        found.append((part, np.concatenate(others), folds, *best_scalar(folds)))
+    return found
+
+
+def cross_fitted_gain(left_out, **prior):
+    """Gains per example, by strengths that were learned without its part.
+
+    Args:
+        left_out: What `without_each` returns.
         prior: Arguments of `learn`.
 
     Returns:
@@ -34,17 +52,13 @@ def cross_fitted_gain(x, y, parts, **prior):
         that of the strengths.
     """
     gains = []
-    for k, part in enumerate(parts):
-        others = parts[:k] + parts[k + 1 :]
-        folds = Folds.cross(x, y, others)
-        m, noise = best_scalar(folds)
+    for part, inner, folds, m, noise in left_out:
         logs, _ = learn(folds, m, noise, **prior)
-        inner = np.concatenate(others)
-        errors = [
-            squared_errors(x, y, inner, part, candidate)
+        scalar, learned = (
+            squared_errors(folds.x, folds.y, inner, part, candidate)
             for candidate in (uniform(folds, m), logs)
-        ]
-        gains.append((errors[0] - errors[1]).mean(axis=1))
+        )
+        gains.append((scalar - learned).mean(axis=1))
     return np.concatenate(gains)
 
 

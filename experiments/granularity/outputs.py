@@ -11,6 +11,7 @@ from comparison import NUM_FOLDS
 from comparison import SCALAR
 from guard import cross_fitted_gain
 from guard import exceeds
+from guard import without_each
 from regression_sets import filed
 from regression_sets import fixed
 from regression_sets import NUM_TEST
@@ -40,10 +41,11 @@ def compare(x, y, x_test, y_test, rng):
     folds = Folds.cross(x, y, parts)
     m, noise = best_scalar(folds)
     row = {SCALAR: error(uniform(folds, m))}
+    left_out = without_each(x, y, parts)
     gains = {}
     for name in GRANULARITIES:
         row[name] = error(learn(folds, m, noise, granularity=name)[0])
-        gains[name] = cross_fitted_gain(x, y, parts, granularity=name)
+        gains[name] = cross_fitted_gain(left_out, granularity=name)
     best = max(gains, key=lambda name: gains[name].mean())
     row["choice"] = best if exceeds(gains[best]) else SCALAR
     row[CHOSEN] = row[row["choice"]]

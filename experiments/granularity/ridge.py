@@ -48,8 +48,8 @@ def squared_errors(x, y, inner, outer, logs):
 class Folds:
     """The outer loss of some folds as a function of the log strengths.
 
-    Only the moments of the data are kept, so one value costs one inverse per
-    fold, and the gradient costs one more product with it.
+    A value costs one solution of the inner equations per fold, and the gradient
+    one more, whatever the number of strengths. Both need only moments.
 
     Args:
         x: Array `(examples, inputs)`.
@@ -85,27 +85,29 @@ class Folds:
         ]
         return cls(x, y, pairs)
 
+    def _solve(self, logs):
+        """Inner systems, weights, the value, and `dL / dw / 2`."""
+        diagonals = [np.diag(column) for column in np.exp(logs).T]
+        system = self._inner_second[:, None] + np.stack(diagonals)
+        weights = np.linalg.solve(system, _columns(self._inner_cross, logs))
+        cross = _columns(self._outer_cross, logs)
+        product = self._outer_second[:, None] @ weights
+        value = np.sum(weights * (product - 2 * cross)) + self._square
+        return system, weights, value, product - cross
+
+    def value(self, logs):
+        return self._solve(logs)[2]
+
     def value_and_gradient(self, logs):
         """The outer loss, and its derivative shaped like `logs`.
 
         With `A w = b` the inner normal equations, `A = x'x / n + diag(s)`:
         `dL / d log s_j = -s_j w_j q_j`, where `A q = dL / dw`.
         """
-        strengths = np.exp(logs)
-        system = self._inner_second[:, None] + np.stack(
-            [np.diag(column) for column in strengths.T]
-        )
-        inverse = np.linalg.inv(system)
-        weights = inverse @ _columns(self._inner_cross, logs)
-        outer_cross = _columns(self._outer_cross, logs)
-        product = self._outer_second[:, None] @ weights
-        value = np.sum(weights * (product - 2 * outer_cross)) + self._square
-        adjoint = inverse @ (2 * (product - outer_cross))
+        system, weights, value, half = self._solve(logs)
+        adjoint = np.linalg.solve(system, 2 * half)
         through = np.sum(weights * adjoint, axis=(0, 3)).T
-        return value, -strengths * through
-
-    def value(self, logs):
-        return self.value_and_gradient(logs)[0]
+        return value, -np.exp(logs) * through
 
     def squared_errors(self, logs):
         """Squared errors of all outer examples, fold after fold."""

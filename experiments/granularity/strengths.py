@@ -123,7 +123,7 @@ def learn(folds, start, noise, granularity="input", prior="laplace", scale=1.0):
         jac=True,
         method="L-BFGS-B",
         bounds=[(LOWEST, HIGHEST), *[(0.0, FARTHEST)] * (2 * size)],
-        options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-7},
+        options={"maxiter": 100, "ftol": 1e-10, "gtol": 1e-7},
     )
     p, q = np.split(found.x[1:], 2)
     return problem.logs(found.x[0], p - q), p - q

@@ -164,9 +164,9 @@ def test_cross_fitted_gain_never_sees_the_part(load, rng):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guard, "squared_errors", spy)
-        guard.cross_fitted_gain(x, y, parts)
+        guard.cross_fitted_gain(guard.without_each(x, y, parts))
         y[parts[0]] = 100 * rng.normal(size=(len(parts[0]), 1))
-        guard.cross_fitted_gain(x, y, parts)
+        guard.cross_fitted_gain(guard.without_each(x, y, parts))
     before, after = seen[:8], seen[8:]
     for (inner, logs), (same, other) in zip(before, after, strict=True):
         assert inner == same
