@@ -104,6 +104,9 @@ class Deviations:
 def learn(folds, start, noise, granularity="input", prior="laplace", scale=1.0):
     """Minimizes the penalized outer loss from the best scalar on.
 
+    With a prior some tens of iterations suffice. Without one, strengths drift
+    to their bounds, and the limit of iterations may end that.
+
     Args:
         folds: `Folds`.
         start: Float, the best common log strength. `d` starts at 0.
