@@ -128,10 +128,14 @@ def main(arguments=None):
         table(inputs, comparison.COLUMNS, kept),
         options.page,
     )
-    header = ["better / worse", "mean", "largest"]
+    header = [
+        f"{half}: {what}"
+        for half in ("first half", "second half", "all")
+        for what in ("better / worse", "mean", "largest")
+    ]
     reporting.publish(
         "granularity_summary",
-        ["", *header, *header, *header],
+        ["", *header],
         summaries(inputs, comparison.RULES),
         options.page,
     )
