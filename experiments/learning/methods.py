@@ -126,8 +126,26 @@ def constants(split, seed):
     return [found, everything]
 
 
-def learned(split, seed, name="callback", refits=True, callback=None, **kind):
-    """The callback, and a refit on all the data with what it learned."""
+def learned(
+    split,
+    seed,
+    name="callback",
+    refits=True,
+    callback=None,
+    watching=(),
+    **kind,
+):
+    """The callback, and a refit on all the data with what it learned.
+
+    Args:
+        split: `Split`.
+        seed: Integer.
+        name: String, of the rows.
+        refits: Whether there is a refit.
+        callback: Dictionary of more arguments of the callback.
+        watching: Callbacks that come after it.
+        **kind: Arguments of the regularizer.
+    """
     model = compiled(split, seed)
     learning = hs.callbacks.LearnHyperparameters(
         split.outer,
@@ -136,7 +154,7 @@ def learned(split, seed, name="callback", refits=True, callback=None, **kind):
         seed=seed,
         **callback or {},
     )
-    seconds = train(model, split.inner, seed, [learning])
+    seconds = train(model, split.inner, seed, [learning, *watching])
     medians = [
         float(np.median(value))
         for value in learning.hyperparameter_values().values()
@@ -155,3 +173,29 @@ def learned(split, seed, name="callback", refits=True, callback=None, **kind):
         seconds += time.perf_counter() - begin
         rows.append(row(f"{name}, refit on everything", model, split, seconds))
     return rows
+
+
+def bilevel(split, seed):
+    """`BilevelModel` with the same network, optimizer and chains."""
+    model = compiled(split, seed)
+    learner = hs.BilevelModel(
+        model, regularizer=hs.regularizers.LearnableWeightDecay(), seed=seed
+    )
+    learner.compile(
+        optimizer=model.optimizer.from_config(model.optimizer.get_config()),
+        loss=model.loss,
+        hypergradient=hs.estimators.HPOSGLD(0, 5, outer_every=5),
+        hyper_optimizer=keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(0.1, NUM_EPOCHS * STEPS // 5)
+        ),
+    )
+    begin = time.perf_counter()
+    learner.fit(
+        *split.inner,
+        outer_data=split.outer,
+        batch_size=BATCH_SIZE,
+        epochs=NUM_EPOCHS,
+        steps_per_epoch=STEPS // 5,
+        verbose=0,
+    )
+    return [row("BilevelModel", model, split, time.perf_counter() - begin)]

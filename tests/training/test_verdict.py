@@ -132,8 +132,8 @@ class Learned:
 
 def verdict_on(outer, separate):
     verdict = Verdict([], Learned(), 40.0, advice="")
-    for pair in zip(outer, separate, strict=True):
-        verdict.see(dict(zip(("outer_loss", "val_outer_loss"), pair)))
+    for loss, own in zip(outer, separate, strict=True):
+        verdict.see({"outer_loss": loss, "val_outer_loss": own})
     return verdict
 
 
