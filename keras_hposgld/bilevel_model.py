@@ -40,10 +40,13 @@ class BilevelModel(BilevelLearner):
             example. Defaults to `None`. The training data are then arrays, in
             the order of the table, or batches whose third part is the integer
             index of each example.
-        seed: Integer: the order of the examples. `None`, the default, draws
-            one from Python's generator, which `keras.utils.set_random_seed`
-            fixes.
+        seed: Integer: the order of the examples, and which of them
+            `outer_split` draws. `None`, the default, takes one from Python's
+            generator, which `keras.utils.set_random_seed` fixes.
         name: String.
+        outer_split: Float in [0, 1): `outer_split` of a `fit` that is given
+            neither `outer_data` nor `outer_split`, such as that of a search
+            tool. Defaults to `0.0`, for none.
 
     Raises:
         TypeError: If `model` is no `keras.Model`.
@@ -150,7 +153,7 @@ class BilevelModel(BilevelLearner):
         epochs: int = 1,
         *,
         outer_data: Any = None,
-        outer_split: float = 0.0,
+        outer_split: float | None = None,
         outer_batch_size: int | None = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
@@ -172,8 +175,11 @@ class BilevelModel(BilevelLearner):
                 examples), a `keras.utils.PyDataset` or a generator.
             outer_data: `(x, y)`, `(x, y, sample_weight)` or an object of the
                 same kinds: the outer level.
-            outer_split: Float: the share of the training arrays, taken from
-                their end, that becomes the outer level instead.
+            outer_split: Float: the share of the training arrays that becomes
+                the outer level instead, drawn by `data.split` with the seed of
+                the learner: at random, and of each class alike. `None`
+                (default): that of the constructor, unless there are
+                `outer_data`.
             outer_batch_size: Integer, defaults to `batch_size`.
             class_weight: Applies to the inner level.
             sample_weight: Applies to the inner level.
@@ -208,7 +214,7 @@ class BilevelModel(BilevelLearner):
             validation_split=validation_split,
             validation_data=validation_data,
             outer_data=outer_data,
-            outer_split=outer_split,
+            outer_split=self.outer_split_for(outer_data, outer_split),
             batch_size=batch_size,
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,

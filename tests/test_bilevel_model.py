@@ -242,16 +242,6 @@ def test_datasets_give_what_arrays_give():
     assert_same_state(arrays, datasets)
 
 
-def test_outer_split_is_the_end_of_the_arrays():
-    x, y = make_data()
-    split, given = make_learner(), make_learner()
-    split.fit(x, y, outer_split=0.25, batch_size=8, verbose=0)
-    given.fit(
-        x[:36], y[:36], outer_data=(x[36:], y[36:]), batch_size=8, verbose=0
-    )
-    assert_same_state(split, given)
-
-
 def test_sample_weight_and_class_weight_count_in_the_inner_loss():
     x, y = make_data()
     class_weight = {0: 3.0, 2: 0.5}

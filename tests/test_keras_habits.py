@@ -147,8 +147,9 @@ def test_class_weight_stays_with_the_training_data():
         validation_split=0.2,
     )
     (inner, outer), validation = data.levels, data.validation_data
+    assert len(inner.examples[1]) == 38
     np.testing.assert_array_equal(
-        inner.examples[2], np.where(y[:38] == 1, 5.0, 1.0)
+        inner.examples[2], np.where(inner.examples[1] == 1, 5.0, 1.0)
     )
     assert len(outer.examples) == 2
     assert validation[2] is None

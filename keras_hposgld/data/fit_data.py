@@ -20,6 +20,7 @@ from keras_hposgld.data.examples import with_indices
 from keras_hposgld.data.kinds import level_data
 from keras_hposgld.data.level import check_same_structure
 from keras_hposgld.data.level import Level
+from keras_hposgld.data.splits import split_examples
 
 
 class FitData:
@@ -77,6 +78,7 @@ class FitData:
             outer_split,
             validation_data,
             validation_split,
+            seed,
         )
         if example_weights is not None:
             examples = with_indices(examples, example_weights.num_examples)
@@ -200,9 +202,9 @@ class FitData:
 
 
 def _split(
-    examples, outer_data, outer_split, validation_data, validation_split
+    examples, outer_data, outer_split, validation_data, validation_split, seed
 ):
-    """Cuts off the outer and the validation data, where asked for.
+    """Cuts off the validation data and draws the outer ones, where asked for.
 
     Returns:
         The training examples, the outer and the validation data.
@@ -222,7 +224,9 @@ def _split(
                 "`outer_data` and `outer_split` exclude each other. "
                 f"Received: both, outer_split={outer_split}."
             )
-        examples, outer_data = split_off(examples, outer_split, "outer_split")
+        examples, outer_data = split_examples(
+            examples, outer_split, "outer_split", seed=seed
+        )
     if outer_data is None:
         raise ValueError(
             "`outer_data` must be given: the hyperparameters are learned "

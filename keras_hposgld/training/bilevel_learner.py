@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import attached_before
@@ -28,6 +29,7 @@ class BilevelLearner(Learner):
         example_weights: `ExampleWeights` or `None`.
         seed: Integer or `None`.
         name: String.
+        outer_split: Float.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class BilevelLearner(Learner):
         example_weights: Any = None,
         seed: int | None = None,
         name: str | None = None,
+        outer_split: float = 0.0,
     ):
         super().__init__(model, seed=seed, name=name)
         check_learnable(regularizer, example_weights)
@@ -54,6 +57,7 @@ class BilevelLearner(Learner):
         self.regularizer = regularizer if before is None else before
         self.filter = filter
         self.example_weights = example_weights
+        self.outer_split = check_number("outer_split", outer_split, below=1)
         self.starting_weights = WeightCopies("starting_weights")
         self._steps = BilevelSteps(self)
         if self.built:
@@ -78,6 +82,12 @@ class BilevelLearner(Learner):
         if self.example_weights is None:
             return sample_weight
         return self.example_weights.weigh(sample_weight)
+
+    def outer_split_for(self, outer_data: Any, outer_split: Any) -> float:
+        """The share of the outer data in a `fit` with these arguments."""
+        if outer_split is not None:
+            return outer_split
+        return self.outer_split if outer_data is None else 0.0
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes `fit` is going to need, activations not counted.
@@ -125,6 +135,7 @@ class BilevelLearner(Learner):
         return super().get_config() | {
             "regularizer": serialize(self.regularizer),
             "example_weights": serialize(self.example_weights),
+            "outer_split": self.outer_split,
         }
 
     def refit(

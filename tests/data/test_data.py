@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_hposgld as hs
 from keras_hposgld.data import arrays
 from keras_hposgld.data.arrays import ArrayData
 from keras_hposgld.data.arrays import drawn_indices
@@ -317,13 +318,18 @@ def read(x=None, y=None, sample_weight=None, **arguments):
     return *data.levels, data.validation_data
 
 
-def test_splits_are_taken_from_the_end():
+def test_validation_data_are_the_end_and_outer_data_drawn_from_the_rest():
     x = np.arange(100.0)
     inner, outer, validation = read(
-        x, x, validation_split=0.2, outer_split=0.25, shuffle=False
+        *(x, x),
+        validation_split=0.2,
+        outer_split=0.25,
+        shuffle=False,
+        seed=7,
     )
-    np.testing.assert_array_equal(inner.examples[0], x[:60])
-    np.testing.assert_array_equal(outer.examples[0], x[60:80])
+    (kept, _), (drawn, _) = hs.data.split(x[:80], x[:80], 0.25, seed=7)
+    np.testing.assert_array_equal(inner.examples[0], kept)
+    np.testing.assert_array_equal(outer.examples[0], drawn)
     np.testing.assert_array_equal(validation[0], x[80:])
 
 
