@@ -24,6 +24,7 @@ from keras_hposgld.core.gauss_newton import mark_predictions  # noqa: E402
 from keras_hposgld.core.problem import BilevelProblem  # noqa: E402
 from keras_hposgld.estimators import Estimate  # noqa: E402
 from keras_hposgld.estimators import hypergradient  # noqa: E402
+from keras_hposgld.hyperparameters.copying import copy_hyperparameters  # noqa: E402
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters  # noqa: E402
 from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa: E402
 from keras_hposgld.meta_model import MetaModel  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "PSGLD",
     "SGLD",
     "callbacks",
+    "copy_hyperparameters",
     "data",
     "diagnostics",
     "estimators",
