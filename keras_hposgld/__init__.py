@@ -29,6 +29,7 @@ from keras_hposgld.hyperparameters.discovery import find_hyperparameters  # noqa
 from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa: E402
 from keras_hposgld.meta_model import MetaModel  # noqa: E402
 from keras_hposgld.moved import keep_old_paths  # noqa: E402
+from keras_hposgld.refit import refit  # noqa: E402
 from keras_hposgld.samplers import PSGLD  # noqa: E402
 from keras_hposgld.samplers import SGLD  # noqa: E402
 
@@ -56,6 +57,7 @@ __all__ = [
     "losses",
     "mark_predictions",
     "plotting",
+    "refit",
     "regularizers",
     "samplers",
 ]

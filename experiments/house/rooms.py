@@ -18,7 +18,7 @@ FLOORS = (
     ("training",),
     ("meta", "diagnostics", "plotting"),
     ("callbacks",),
-    ("bilevel_model", "meta_model", "moved"),
+    ("bilevel_model", "meta_model", "moved", "refit"),
     ("__init__",),
 )
 HEIGHTS = {room: n for n, floor in enumerate(FLOORS) for room in floor}

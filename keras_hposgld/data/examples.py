@@ -92,6 +92,58 @@ def with_indices(examples: tuple, num_examples: int) -> tuple:
     return x, y, np.arange(length)
 
 
+def with_learned_weights(
+    x: Any, sample_weight: Any, example_weights: Any
+) -> tuple[Any, Any]:
+    """Gives the data of a plain `fit` the learned weights of its examples.
+
+    Args:
+        x: As in `keras.Model.fit`. The batches of a `tf.data.Dataset` hold
+            indices in their third part, as where they were learned, or
+            weights, which stay.
+        sample_weight: Weights of the examples, which stay, or `None`.
+        example_weights: `ExampleWeights`, or `None` for nothing.
+
+    Returns:
+        `x` and `sample_weight` for the plain `fit`.
+
+    Raises:
+        ValueError: If it cannot be told which example has which weight.
+    """
+    if example_weights is None or sample_weight is not None:
+        return x, sample_weight
+    number = example_weights.num_examples
+    learned = example_weights.weigh(np.arange(number))
+    if isinstance(x, tf.data.Dataset):
+        spec: Any = x.element_spec
+        spec = spec if isinstance(spec, tuple) else (spec,)
+        if len(spec) < 3:
+            raise ValueError(
+                "With `example_weights`, the batches of `x` must be (inputs, "
+                "targets, indices), the indices integers, or (inputs, "
+                f"targets, weights). Received: batches like {spec}."
+            )
+        if not getattr(spec[2], "dtype", tf.string).is_integer:
+            return x, None
+        return x.map(lambda u, v, i: (u, v, tf.gather(learned, i))), None
+    if yields_batches(x):
+        raise ValueError(
+            "With `example_weights`, `x` must be arrays or a "
+            f"`tf.data.Dataset`. Received: a {type(x).__name__}, whose "
+            "examples are not known."
+        )
+    length = len(keras.tree.flatten(x)[0])
+    if length != number:
+        raise ValueError(
+            "`sample_weight` must be given where `x` is not the training data "
+            f"of `example_weights`. Received: {length} examples and {number} "
+            "learned weights. Pass, for the training examples followed by "
+            f"others, `sample_weight=numpy.concatenate([learner."
+            "example_weights.numpy(), numpy.ones(number_of_others)])`."
+        )
+    return x, np.asarray(learned)
+
+
 def check_indices(inner: Level) -> None:
     """Checks that a batch says which examples it holds.
 

@@ -132,7 +132,8 @@ def _places(name: str, model: keras.Model) -> dict[str, _Part]:
             f"hyperparameters there are. Received: {model!r}. Give it a "
             "`keras.Input`, or call it once."
         )
-    owners = find_hyperparameters(model)
+    with model.distribute_strategy.scope():  # as its weights were made
+        owners = find_hyperparameters(model)
     addresses = weight_addresses(model) | weight_addresses(inner)
     losses = {
         id(part): "/".join(["loss", *map(str, path)])

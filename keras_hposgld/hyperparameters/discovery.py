@@ -140,9 +140,17 @@ def _settle_owners(trainer, model):
         for weight in model.trainable_variables
         if isinstance(weight.regularizer, WeightHyperparameter)
     ]
-    if not weights:
+    # Penalties that a plain `fit` has called first know a path alone.
+    placeless = [
+        weight
+        for weight in model.trainable_variables
+        if getattr(weight.regularizer, "address", "") is None
+    ]
+    if not weights and not placeless:
         return
     addresses = weight_addresses(model)
+    for weight in placeless:
+        weight.regularizer.address = addresses[id(weight)]
     known = set(addresses.values())
     used = {}
     for weight in weights:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_hposgld.core.checks import check_number
+from keras_hposgld.data.examples import with_learned_weights
 from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import attached_before
@@ -144,6 +145,7 @@ class BilevelLearner(Learner):
         y: Any = None,
         *,
         optimizer: Any = None,
+        sample_weight: Any = None,
         **fit_arguments: Any,
     ) -> keras.callbacks.History:
         """Trains fresh weights with the learned hyperparameters held fixed.
@@ -157,9 +159,24 @@ class BilevelLearner(Learner):
             y: Likewise.
             optimizer: Keras optimizer of the weights. `None` (default): the
                 sampler that the model was compiled with, from its start.
+            sample_weight: As in Keras. `None` (default): the learned
+                `example_weights`, where there are any. Then `x` are the
+                training data of `fit`: arrays, or a `tf.data.Dataset` of
+                (inputs, targets, indices).
             **fit_arguments: Passed to the plain `keras.Model.fit`.
 
         Returns:
             `keras.callbacks.History` of the plain training.
+
+        Raises:
+            ValueError: If there are learned `example_weights`, and it cannot
+                be told which example has which; if `optimizer` was used.
         """
-        return refit(self, optimizer, x, y, **fit_arguments)
+        x, sample_weight = with_learned_weights(
+            x, sample_weight, self.example_weights
+        )
+        return refit(
+            *(self, optimizer, x, y),
+            sample_weight=sample_weight,
+            **fit_arguments,
+        )

@@ -3,11 +3,14 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_hposgld.hyperparameters.addresses import weight_addresses
+from keras_hposgld.hyperparameters.copying import unchanged_on_error
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
+from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
+from keras_hposgld.training.decay_of_fit import decay_held_fixed
+from keras_hposgld.training.decay_of_fit import plain
 from keras_hposgld.training.export import clone
 from keras_hposgld.training.export import copy_weights
 
@@ -17,7 +20,7 @@ def refit(
 ) -> keras.callbacks.History:
     """Trains fresh weights under learned strengths; see `BilevelModel.refit`.
 
-    Only what is trained starts afresh: frozen layers and statistics stay.
+    A copy is trained, since the model itself may be compiled otherwise.
 
     Args:
         learner: Compiled `BilevelModel`.
@@ -28,45 +31,74 @@ def refit(
     """
     model = learner.model
     learner.find_hyperparameters()
-    fresh = clone(model)
-    hand_over(model, fresh)
-    copy_weights(model, fresh, trainable=False)
-    if optimizer is None:
-        sampler = learner.optimizer
-        optimizer = type(sampler).from_config(sampler.get_config())
-    optimizer = keras.optimizers.get(optimizer)
-    decaying = [
-        weight
-        for weight in fresh.trainable_variables
-        if getattr(weight.regularizer, "decays", False)
-    ]
-    if decaying:
-        _decay_in(optimizer, decaying)
+    fresh = fresh_copy(model)
+    optimizer = _unused(optimizer or _begun_anew(learner.optimizer))
     fresh.compile(optimizer=optimizer, **learner.plain_compile_arguments())
-    history = fresh.fit(x, y, **fit_arguments)
+    with decay_held_fixed(fresh):
+        history = fresh.fit(x, y, **fit_arguments)
     copy_weights(fresh, model)
     return history
 
 
-def _decay_in(optimizer: keras.optimizers.Optimizer, weights: list) -> None:
-    """Makes an optimizer apply the learned decay of weights, as AdamW does."""
-    plain = optimizer.apply
+def refit_in_place(
+    model: keras.Model, optimizer: Any, x: Any, y: Any, **fit_arguments: Any
+) -> keras.callbacks.History:
+    """The same in the `fit` of a plain model; see `keras_hposgld.refit`.
 
-    def apply(grads: list, trainable_variables: Any = None) -> None:
-        for weight in weights:  # before the step, as in Keras
-            rate = keras.ops.cast(optimizer.learning_rate, weight.dtype)
-            decay = weight.regularizer.decay(tf.convert_to_tensor(weight))
-            weight.assign(weight - decay * rate)
-        plain(grads, trainable_variables)
+    Args:
+        model: Compiled and built `keras.Model`.
+        optimizer: Keras optimizer, or `None` for its own, begun anew.
+        x: As in `keras.Model.fit`.
+        y: Likewise.
+        **fit_arguments: Likewise.
+    """
+    own = model.optimizer
+    with model.distribute_strategy.scope():
+        fresh = fresh_copy(model)
+        if not own.built:
+            own.build(model.trainable_variables)
+        begun = _begun_anew(own)
+        begun.build(model.trainable_variables)
+        if optimizer is None or optimizer is own:
+            optimizer = own
+        else:
+            optimizer = _scaling_as(own, _unused(optimizer))
+    with unchanged_on_error([*model.variables, *own.variables]):
+        copy_weights(fresh, model)
+        for variable, start in zip(own.variables, begun.variables, strict=True):
+            variable.assign(start)
+        del fresh, begun
+        model.optimizer = optimizer
+        model.train_function = None  # which has the step before
+        try:
+            with decay_held_fixed(model):
+                return model.fit(x, y, **fit_arguments)
+        finally:
+            model.optimizer = own
+            model.train_function = None
 
-    optimizer.apply = apply
+
+def fresh_copy(model: keras.Model) -> keras.Model:
+    """A copy of a model with trainable weights as at the start.
+
+    They are drawn anew, or are the centers that strengths pull them to. Frozen
+    weights, statistics and hyperparameters are those of the model.
+
+    Args:
+        model: Built `keras.Model`.
+    """
+    find_hyperparameters(model)  # which have places then, in the copy too
+    fresh = clone(model)
+    hand_over(model, fresh)
+    copy_weights(model, fresh, trainable=False)
+    return fresh
 
 
 def hand_over(model: keras.Model, fresh: keras.Model) -> None:
-    """Gives the weights of a fresh model copies of the penalties of another.
+    """Gives a fresh model copies of the hyperparameters of another.
 
     Args:
-        model: `keras.Model`, with learned regularizers on its weights.
+        model: `keras.Model`, with learned regularizers or layers.
         fresh: `keras.Model` of the same layers.
     """
     places = weight_addresses(model)
@@ -75,8 +107,18 @@ def hand_over(model: keras.Model, fresh: keras.Model) -> None:
         for weight in model.weights
         if isinstance(weight.regularizer, WeightPenalty)
     }
+    learned = {
+        places[id(variable)]: variable
+        for owner in find_hyperparameters(model)
+        if not isinstance(owner, WeightHyperparameter)
+        for variable in owner.fixed_variables
+        if id(variable) in places  # else it is of a loss
+    }
     find_hyperparameters(fresh)
     places = weight_addresses(fresh)
+    for weight in fresh.weights:
+        if places[id(weight)] in learned:
+            weight.assign(learned[places[id(weight)]])
     for weight in fresh.trainable_variables:
         penalty = penalties.get(places[id(weight)])
         if penalty is None:
@@ -89,3 +131,30 @@ def hand_over(model: keras.Model, fresh: keras.Model) -> None:
             new.assign(old)
         if penalty.center is not None:  # where training starts again
             weight.assign(penalty.center)
+
+
+def _begun_anew(optimizer: keras.optimizers.Optimizer) -> Any:
+    """An optimizer of the same config that has taken no step."""
+    return type(optimizer).from_config(optimizer.get_config())
+
+
+def _unused(optimizer: Any) -> keras.optimizers.Optimizer:
+    """The optimizer that is meant.
+
+    Raises:
+        ValueError: If it has variables for other weights.
+    """
+    optimizer = keras.optimizers.get(optimizer)
+    if optimizer.built:
+        raise ValueError(
+            "`optimizer` must be one that has trained nothing yet. Received: "
+            f"optimizer={optimizer!r}, which is built. Make a new one."
+        )
+    return optimizer
+
+
+def _scaling_as(own: Any, optimizer: Any) -> Any:
+    """An optimizer that scales the loss if another one does."""
+    if plain(own) is own or plain(optimizer) is not optimizer:
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)

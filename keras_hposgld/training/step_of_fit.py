@@ -18,6 +18,9 @@ import tensorflow as tf
 
 from keras_hposgld.core.missing_derivatives import missing_explained
 from keras_hposgld.core.second_derivatives import differentiable_twice
+from keras_hposgld.training.decay_of_fit import is_step
+from keras_hposgld.training.decay_of_fit import plain
+from keras_hposgld.training.decay_of_fit import take_off
 from keras_hposgld.training.placement import Placement
 
 
@@ -169,15 +172,7 @@ class StepOfFit:
             here.seen.append((scaled, gradient, is_taken))
             if self.decay is not None:
                 amounts = self.decay([w.value for w in self.weights])
-                self.placement.subtract(
-                    self.weights,
-                    [
-                        a
-                        if a is None
-                        else tf.where(is_taken, a, tf.zeros_like(a))
-                        for a in amounts
-                    ],
-                )
+                take_off(self.weights, amounts, is_taken, self.placement)
             self._apply(grads, trainable_variables)
 
     def _followed(self, scaled: list) -> tuple[list, Any]:
@@ -188,19 +183,10 @@ class StepOfFit:
         """
         optimizer, scale = plain(self.optimizer), _loss_scale(self.optimizer)
         gradient = [_over(tensor, scale) for tensor in scaled]
-        is_taken: Any = True
-        if optimizer is not self.optimizer:
-            finite = [tf.reduce_all(tf.math.is_finite(t)) for t in scaled]
-            (share,) = self.placement.average(
-                [tf.cast(tf.reduce_all(finite), tf.float32)]
-            )
-            is_taken = share == 1.0
+        is_taken = is_step(self.optimizer, scaled, self.placement)
         number = optimizer.gradient_accumulation_steps
         if number:
-            # Both private to Keras: how many gradients there have been, and
-            # their sum since the last step.
-            last = (optimizer._iterations.value + 1) % number == 0
-            is_taken &= last
+            # Private to Keras: their sum since the last step.
             gradient = [
                 (g + total.value) / number
                 for g, total in zip(
@@ -225,11 +211,6 @@ class _Seen(keras.constraints.Constraint):
 
     def get_config(self) -> dict:
         return self.constraint.get_config()
-
-
-def plain(optimizer: keras.optimizers.Optimizer) -> Any:
-    """The optimizer that takes the steps, without one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:

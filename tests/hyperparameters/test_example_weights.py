@@ -206,7 +206,7 @@ def test_training_goes_on_from_what_was_saved(tmp_path, way):
     )
 
 
-def test_evaluation_and_refit_do_without_the_table():
+def test_evaluation_does_without_the_table_and_refit_takes_other_weights():
     x, y = make_data()
     learner = make_learner(make_table())
     fit(learner)
@@ -230,6 +230,65 @@ def test_evaluation_and_refit_do_without_the_table():
     )
     np.testing.assert_allclose(learner.predict(x, verbose=0), y, atol=0.05)
     np.testing.assert_array_equal(learner.example_weights.numpy(), learned)
+
+
+def refit(learner, x, y=None, **arguments):
+    """The weights after a refit on few large batches, in order."""
+    keras.utils.set_random_seed(4)
+    if y is not None:
+        arguments |= {"batch_size": 8, "shuffle": False}
+    learner.refit(
+        x, y, optimizer=keras.optimizers.SGD(0.1), verbose=0, **arguments
+    )
+    return [weight.numpy() for weight in learner.trainable_variables]
+
+
+def test_refit_takes_the_learned_weights_of_the_training_data():
+    x, y = make_data()
+    learner = make_learner(make_table())
+    learned = learner.example_weights.numpy()
+    own = refit(learner, x, y)
+    expected = refit(learner, x, y, sample_weight=learned)
+    ones = refit(learner, x, y, sample_weight=np.ones(N))
+    assert np.abs(own[0] - ones[0]).max() > 1e-3
+    indices = np.arange(N)
+    numbered = tf.data.Dataset.from_tensor_slices((x, y, indices)).batch(8)
+    by_index = refit(learner, numbered)
+    weighted = tf.data.Dataset.from_tensor_slices((x, y, learned)).batch(8)
+    by_weight = refit(learner, weighted)
+    for found in (own, by_index, by_weight):
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda x, y: (np.vstack([x, x]), np.vstack([y, y])),
+            "Received: 48 examples and 24 learned weights.*numpy.ones",
+        ),
+        (
+            lambda x, y: (
+                tf.data.Dataset.from_tensor_slices((x, y)).batch(8),
+                None,
+            ),
+            r"must be \(inputs, targets, indices\)",
+        ),
+        (
+            lambda x, y: (iter([(x, y)]), None),
+            "must be arrays or a `tf.data.Dataset`. Received: a list_iterator",
+        ),
+    ],
+    ids=["longer", "dataset", "generator"],
+)
+def test_refit_asks_for_weights_where_it_does_not_know_them(make, message):
+    learner = make_learner(make_table())
+    before = [weight.numpy() for weight in learner.trainable_variables]
+    with pytest.raises(ValueError, match=message):
+        learner.refit(*make(*make_data()), verbose=0)
+    for a, b in zip(learner.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_weighted_metrics_follow_the_weights():
