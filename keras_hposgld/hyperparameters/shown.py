@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from keras_hposgld.hyperparameters.discovery import values_by_path
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.summary import frame_of
 from keras_hposgld.hyperparameters.summary import summarize
 
 
@@ -37,3 +39,11 @@ class ShowsHyperparameters(abc.ABC):
         """
         for line in summarize(self.find_hyperparameters()):
             (print_fn or print)(line)
+
+    def hyperparameter_frame(self) -> Any:
+        """The same table as a `pandas.DataFrame`, a row for each path.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        return frame_of(self.find_hyperparameters())

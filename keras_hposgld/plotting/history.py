@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_hposgld.plotting.figure import new_figure
 
-NOT_DRAWN = ("learning_rate", "skipped_updates")
+NOT_DRAWN = ("learning_rate", "skipped_updates", "median_strength")
 
 
 def plot_history(

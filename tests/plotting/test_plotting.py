@@ -455,3 +455,76 @@ def test_missing_matplotlib_is_named_with_the_way_out(monkeypatch, name):
         ImportError, match=r"pip install keras-hposgld\[plots\]"
     ):
         PLOTS[name]()
+
+
+def bars_of(figure):
+    """The name, place and length of each bar."""
+    (ax,) = figure.axes
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    bars = [
+        (bar.get_y() + bar.get_height() / 2, bar.get_width())
+        for bar in ax.patches
+    ]
+    return dict(zip(names, bars, strict=True))
+
+
+def test_strengths_are_bars_by_name_the_weakest_first():
+    names = ["age", "weight", "shoe size"]
+    figure = hs.plotting.plot_strengths([0.4, 0.02, 3.0], names)
+    bars = bars_of(figure)
+    assert [*bars] == ["weight", "age", "shoe size"]
+    np.testing.assert_allclose(
+        [*bars.values()], [(0, 0.02), (1, 0.4), (2, 3.0)]
+    )
+    (ax,) = figure.axes
+    assert ax.get_xscale() == "log" and ax.yaxis_inverted()
+
+
+def test_strengths_of_a_matrix_count_by_their_geometric_mean():
+    bars = bars_of(hs.plotting.plot_strengths([[1.0, 4.0], [0.1, 0.1]]))
+    assert bars == {
+        "1": (0.0, pytest.approx(0.1)),
+        "0": (1.0, pytest.approx(2.0)),
+    }
+
+
+def test_of_many_strengths_both_ends_are_drawn():
+    values = np.geomspace(1e-3, 1.0, 30)
+    figure = hs.plotting.plot_strengths(values, most=6)
+    bars = bars_of(figure)
+    assert [*bars] == ["0", "1", "2", "27", "28", "29"]
+    assert bars["27"][0] - bars["2"][0] == 2
+    (text,) = figure.axes[0].texts
+    assert "24 more" in text.get_text()
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0], 0.3, [1.0, np.nan]])
+def test_strengths_have_to_be_above_zero(values):
+    with pytest.raises(ValueError, match="`values` must be"):
+        hs.plotting.plot_strengths(values)
+
+
+def test_each_strength_has_one_name():
+    with pytest.raises(ValueError, match="`names` must have.*1 names and 2"):
+        hs.plotting.plot_strengths([1.0, 2.0], ["a"])
+
+
+def test_strengths_are_drawn_into_given_axes():
+    ax = matplotlib.figure.Figure().subplots()
+    assert hs.plotting.plot_strengths([1.0, 2.0], ax=ax) is ax.figure
+
+
+def test_table_of_hyperparameters_is_a_data_frame_too(capsys):
+    pandas = pytest.importorskip("pandas")
+    strength = hs.regularizers.LearnableL2(0.25, granularity="input")
+    layer = keras.layers.Dense(3, kernel_regularizer=strength, name="first")
+    learner = hs.BilevelModel(keras.Sequential([keras.Input((5,)), layer]))
+    frame = learner.hyperparameter_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    (row,) = frame.to_dict("records")
+    assert row["path"].endswith("first/kernel/l2")
+    assert (row["granularity"], row["number"]) == ("input", 5)
+    for column in ("minimum", "median", "maximum"):
+        assert row[column] == pytest.approx(0.25)
+    learner.hyperparameter_summary()
+    assert f"{row['path']}  input" in capsys.readouterr().out
