@@ -19,7 +19,7 @@ OLDEST := .venv-oldest
 .PHONY: demo test test-slow test-oldest lint docs clean
 
 demo: $(READY)
-	@$(BIN)/python examples/learn_feature_relevance.py 2> $(VENV)/demo.log \
+	@$(BIN)/python experiments/demo.py 2> $(VENV)/demo.log \
 		|| (cat $(VENV)/demo.log >&2; exit 1)
 
 test: lint

@@ -63,6 +63,7 @@ def train(model, data, seed, callbacks=(), **arguments):
         steps_per_epoch=STEPS,
         epochs=NUM_EPOCHS,
         callbacks=list(callbacks),
+        shuffle=False,  # done already
         verbose=0,
         **arguments,
     )
@@ -168,6 +169,7 @@ def learned(
             stream(split.everything, seed),
             steps_per_epoch=STEPS,
             epochs=NUM_EPOCHS,
+            shuffle=False,
             verbose=0,
         )
         seconds += time.perf_counter() - begin
