@@ -253,6 +253,17 @@ def test_hyperparameters_come_from_another_model():
         hs.refit(make_model(), x, y, hyperparameters_from=make_other())
 
 
+def test_learner_around_a_model_that_was_trained_before_is_refit():
+    make_model()  # so that the layers of the next one have other names
+    model = make_model()
+    model.fit(*make_data(), verbose=0)
+    learner = hs.BilevelModel(model)
+    learner.compile(optimizer=hs.SGLD(0.02), loss="mse")
+    before = strengths(model)
+    learner.refit(*make_data(), **FIT)
+    assert_equal(strengths(model), before)
+
+
 def make_other():
     return make_model(regularizer=R.LearnableL2)
 
@@ -371,6 +382,8 @@ def test_two_replicas_train_as_one(mirrored):
     with mirrored.scope():
         two = make_model()
     hs.refit(two, *make_data(), hyperparameters_from=one, **FIT)
+    (strength,) = hs.find_hyperparameters(two)[0].hyperparameter_variables
+    assert strength.value.distribute_strategy is mirrored  # can be learned
     assert_equal(
         two.trainable_variables, one.trainable_variables, rtol=1e-4, atol=1e-6
     )
