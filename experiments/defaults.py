@@ -34,12 +34,11 @@ CANDIDATES = {
     "start / 10": {"initial_value": 0.01},
     "start * 10": {"initial_value": 1.0},
     "shrinkage 1": {"shrinkage": 1.0},
-    "shrinkage 0.5": {"shrinkage": 0.5},
     "shrinkage 0.3": {"shrinkage": 0.3},
     "shrinkage 0": {"shrinkage": 0.0},
     "per tensor": {"granularity": "tensor"},
-    "per output": {"granularity": "output", "shrinkage": 0.5},
-    "per parameter": {"granularity": "parameter", "shrinkage": 0.5},
+    "per output, prior": {"granularity": "output", "shrinkage": 0.5},
+    "per parameter, prior": {"granularity": "parameter", "shrinkage": 0.5},
     "bound 10": {"max_value": 10.0},
     "chain of 2": {"callback": lambda: every(2)},
     "chain of 10": {"callback": lambda: every(10)},
@@ -70,7 +69,7 @@ def confirm(split, seed):
     """The rows of all methods."""
     rows = methods.early_stopping(split, seed) + methods.constants(split, seed)
     for name in STARTS:
-        rows += learned(name, split, seed, True)
+        rows += learned(name, split, seed, refits=name == "defaults")
     return rows
 
 

@@ -30,6 +30,7 @@ from keras_hposgld.regularizers.granularity import aligned_shape
 from keras_hposgld.regularizers.granularity import GRANULARITIES
 from keras_hposgld.regularizers.penalties import Penalties
 from keras_hposgld.regularizers.shrinkage import prior_gradient
+from keras_hposgld.regularizers.shrinkage import SHRINKAGE
 from keras_hposgld.regularizers.step_check import check_step
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
@@ -49,7 +50,7 @@ class LearnableRegularizer(
             the axis before the last (relevance of features). `"output"`: each
             output unit or channel, the last axis. `"tensor"`: the weight as a
             whole. `"auto"`: `"input"`, or `"tensor"` where the weight has one
-            axis, with `shrinkage=1.0`. (A kernel that Keras arranges
+            axis, with `shrinkage=0.5`. (A kernel that Keras arranges
             otherwise, such as that of a transposed convolution or of
             multi-head attention, is best served by `"parameter"` or
             `"tensor"`.)
@@ -67,7 +68,7 @@ class LearnableRegularizer(
             pulled to each other: the prior of their logarithms around their
             mean is Laplace's, of scale `1 / shrinkage`. It counts as much as it
             should beside so many outer examples as there are, so that no
-            strength moves for what may be chance. `None` (default): `1.0` for
+            strength moves for what may be chance. `None` (default): `0.5` for
             `granularity="auto"`, else `0.0`.
         name: String.
 
@@ -101,7 +102,7 @@ class LearnableRegularizer(
         self.center = check_known("center", center, CENTERS)
         self.bijector = bijector
         if shrinkage is None:
-            shrinkage = 1.0 if granularity == "auto" else 0.0
+            shrinkage = SHRINKAGE if granularity == "auto" else 0.0
         self.shrinkage = check_number("shrinkage", shrinkage)
         # Variables: Keras saves and loads what is in here.
         self.tracked: list = []

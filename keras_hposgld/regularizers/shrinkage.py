@@ -11,6 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
+# The default, chosen on data: experiments/defaults.py.
+SHRINKAGE = 0.5
+
 # By what a strength and a weight's distance from the center say how strongly
 # it is pulled there: the derivative of the pull, over the strength.
 _CURVATURE_OVER_STRENGTH = {

@@ -115,7 +115,7 @@ def test_curvature_of_the_pull():
 
 def test_auto_is_per_input_with_a_prior():
     regularizer = hs.regularizers.LearnableL2(granularity="auto")
-    assert regularizer.shrinkage == 1.0
+    assert regularizer.shrinkage == 0.5
     for shape, expected in (
         ((5, 3), (5,)),
         ((2, 2, 4, 3), (4,)),
