@@ -96,7 +96,7 @@ def show(title, rows):
         )
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["choose", "confirm"])
     parser.add_argument("--data")
@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--candidates", nargs="*", default=CANDIDATES)
     parser.add_argument("--output", help="file for all rows")
     parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.quick:
         methods.NUM_EPOCHS, methods.STEPS = 2, 10
         methods.GRID = methods.GRID[:2]

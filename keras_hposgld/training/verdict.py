@@ -155,7 +155,7 @@ class Verdict:
             f"There are {number:,} strengths without a prior, and "
             f"{self.num_examples:,.0f} outer examples cannot pay for so many: "
             'they will be fitted to chance. Use `granularity="auto"`, which '
-            "has fewer and a prior, or pass `shrinkage=1.0`."
+            "has fewer and a prior, or pass `shrinkage=0.5`."
         )
 
     def _memorized(self) -> str | None:
@@ -172,6 +172,6 @@ class Verdict:
             f"{outer[best]:.4g} to {outer[-1]:.4g}, while that of the "
             f"validation data rose from {separate[best]:.4g} (epoch "
             f"{best + 1}) to {separate[-1]:.4g}. Use a coarser `granularity`, "
-            "`shrinkage=1.0`, more outer data, or early stopping on "
+            "`shrinkage=0.5`, more outer data, or early stopping on "
             "`val_outer_loss`."
         )
