@@ -1,7 +1,5 @@
 """The course of one `fit` with `LearnHyperparameters`: its logs, its end."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -33,7 +31,6 @@ class Course:
             advice="lower `every` or the `batch_size` of `fit`",
         )
         self._latest: dict[str, float] = {}
-        self._counts: dict[str, list] = {name: [] for name in COUNTERS}
 
     def begin_epoch(self) -> None:
         """Prepares the means over an epoch."""
@@ -45,15 +42,12 @@ class Course:
         """Adds to the logs of an epoch."""
         is_news = self.chains.num_done > self._num_before
         for metric in self.chains.outer_level.metrics:
-            value = float(metric.result()) if is_news else None
-            if metric.name in self._counts:
-                self._counts[metric.name].append(value or 0.0)
-                if value:  # it is shown once it has counted something
-                    logs[metric.name] = value
-                continue
-            if value is not None:
-                self._latest[metric.name] = value
-            logs[metric.name] = self._latest.get(metric.name, np.nan)
+            name = metric.name
+            if is_news:
+                self._latest[name] = float(metric.result())
+            elif name in COUNTERS:
+                self._latest[name] = 0.0
+            logs[name] = self._latest.get(name, np.nan)
         if "val_loss" in logs and self.chains.outer_level.outer_loss is None:
             logs["val_outer_loss"] = logs["val_loss"] - self._penalty()
         median = median_strength(self.owners)
@@ -70,15 +64,11 @@ class Course:
         )
 
     def end(self, num_batches: int) -> None:
-        """Completes the history, and says what has to be said.
+        """Says what has to be said.
 
         Args:
             num_batches: Integer, those of all fits.
         """
-        history: Any = getattr(self.model, "history", None)
-        if history is not None:
-            for name, counts in self._counts.items():
-                history.history[name] = counts
         if self.chains.num_done == self.num_at_start:
             warn_that_no_chain_ran(self.chains, num_batches)
         else:

@@ -38,9 +38,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
       on last, once there are enough. It serves any optimizer and estimator.
 
     It adds `outer_loss` and `hypergradient_norm` to the logs of an epoch (the
-    latest, where no chain ended in it), `median_strength`, with validation data
-    `val_outer_loss`, and `skipped_updates` where there were some. Callbacks
-    that are to see them come after it in the list. A warning says at the end
+    latest, where no chain ended in it), `skipped_updates`, `median_strength`,
+    and with validation data `val_outer_loss`. Callbacks that are to see them
+    come after it in the list. A warning says at the end
     what speaks against what was learned.
 
     It may be used for one `fit` after the other, and copied. With another

@@ -13,7 +13,6 @@ from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
 from keras_hposgld.training.outer_iteration import run_outer_iteration
-from keras_hposgld.training.progress import MedianStrength
 from keras_hposgld.training.weight_copies import places_of
 
 
@@ -72,7 +71,6 @@ class BilevelSteps:
                 shuffle=False,  # done already
                 own_callbacks=[
                     first,
-                    MedianStrength(),
                     WatchLearning(data.levels[-1].num_known),
                 ],
                 **arguments,

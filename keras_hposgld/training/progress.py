@@ -37,22 +37,20 @@ def median_strength(owners: list) -> float | None:
 
 
 class ShownProgress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar, without the counters that are zero."""
+    """Keras's progress bar, with a median strength and without zero counters.
+
+    It belongs to a learner. The logs and the history stay as they are.
+    """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, without_zeros(logs))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        super().on_epoch_end(epoch, without_zeros(logs))
-
-
-class MedianStrength(keras.callbacks.Callback):
-    """Adds `median_strength` to the logs of an epoch of a learner."""
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        shown = without_zeros(logs)
         median = median_strength(self.model.find_hyperparameters())
-        if median is not None and logs is not None:
-            logs["median_strength"] = median
+        if median is not None:
+            shown["median_strength"] = median
+        super().on_epoch_end(epoch, shown)
 
 
 def shown_progress(callbacks: Any, verbose: Any) -> list:
