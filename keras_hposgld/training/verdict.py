@@ -97,8 +97,10 @@ class Verdict:
     def _skipped(self) -> str | None:
         if not self.skipped:
             return None
+        is_one = self.skipped == 1
         return (
-            f"{self.skipped} updates of the hyperparameters were skipped, "
+            f"{self.skipped} update{'' if is_one else 's'} of the "
+            f"hyperparameters {'was' if is_one else 'were'} skipped, "
             "since a number was not finite. Received: the last time first in "
             f"{self.outer_level.guard.cause()}. Lower the learning rate, "
             "or clip the gradients."
@@ -117,10 +119,11 @@ class Verdict:
         if not still:
             return None
         return (
-            f"{len(still)} hyperparameters did not move in {moved} updates: "
-            f"their hypergradient was zero. Received: {still[:5]}. The outer "
-            "loss does not depend on their weights, or only through an "
-            "operation without a derivative."
+            f"{len(still)} hyperparameter{'s' * (len(still) > 1)} did not move "
+            f"in {moved} updates. Received: {still[:5]}. Their hypergradient "
+            "was zero, or too small to change anything: the outer loss does "
+            "not depend on their weights, or only through an operation "
+            "without a derivative."
         )
 
     def _at_bound(self) -> str | None:

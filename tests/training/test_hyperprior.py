@@ -14,7 +14,13 @@ from keras_hposgld.training.hyperprior import SharesSeen
 
 def make_model(shrinkage, kind=hs.regularizers.LearnableWeightDecay, **more):
     keras.utils.set_random_seed(2)
-    strength = kind(0.1, granularity="input", shrinkage=shrinkage, **more)
+    strength = kind(
+        0.1,
+        granularity="input",
+        shrinkage=shrinkage,
+        max_value=10.0,
+        **more,
+    )
     layer = keras.layers.Dense(1, kernel_regularizer=strength)
     return keras.Sequential([keras.Input((6,)), layer])
 
@@ -57,7 +63,9 @@ def spread(value):
     return np.abs(logs - logs.mean()).max()
 
 
-@pytest.mark.parametrize("way", ["training", "learner"])
+@pytest.mark.parametrize(
+    "way", ["training", pytest.param("learner", marks=pytest.mark.slow)]
+)
 def test_prior_pulls_strengths_together(way):
     free, held, same = (
         learn(make_model(shrinkage), way) for shrinkage in (0.0, 1e-2, 10.0)
@@ -170,7 +178,14 @@ def dataset_of(data):
     return tf.data.Dataset.from_tensor_slices(data).batch(8)
 
 
-@pytest.mark.parametrize("way", ["training", "apart", "learner"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "training",
+        pytest.param("apart", marks=pytest.mark.slow),
+        pytest.param("learner", marks=pytest.mark.slow),
+    ],
+)
 def test_number_of_examples_is_read_off_the_data(way, monkeypatch):
     read = Hyperprior.read
     numbers = []

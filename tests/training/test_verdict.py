@@ -11,8 +11,6 @@ from builders import make_data
 import keras_hposgld as hs
 from keras_hposgld.training.verdict import Verdict
 
-SILENT = "no warning"
-
 
 def make_model(**kind):
     keras.utils.set_random_seed(2)
@@ -51,7 +49,9 @@ def fit(way, model, hyper_optimizer=None, outer=None, epochs=10, **arguments):
     return learner.fit(x, y, outer_data=outer, **common)
 
 
+SLOW_LEARNER = pytest.param("learner", marks=pytest.mark.slow)
 both = pytest.mark.parametrize("way", ["callback", "learner"])
+mostly = pytest.mark.parametrize("way", ["callback", SLOW_LEARNER])
 
 
 @both
@@ -67,7 +67,7 @@ def test_too_few_chains(way):
         fit(way, make_model(), epochs=2)
 
 
-@both
+@mostly
 def test_strengths_at_their_bound(way):
     model = make_model(max_value=0.0502)  # they start at almost that
     with pytest.warns(UserWarning, match="at their bound.*Raise `max_value`"):
@@ -87,7 +87,7 @@ def test_skipped_updates(way):
     assert sum(history.history["skipped_updates"]) > 0
 
 
-@both
+@mostly
 def test_strengths_without_a_gradient(way):
     def constant(y_true, y_pred):
         return tf.reduce_mean(y_true) + 0.0 * tf.reduce_mean(y_pred)
@@ -96,14 +96,14 @@ def test_strengths_without_a_gradient(way):
         fit(way, make_model(), outer_loss=constant)
 
 
-@both
+@mostly
 def test_optimizer_that_stands_still_is_no_missing_gradient(way):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(way, make_model(), keras.optimizers.SGD(0.0))
 
 
-@both
+@mostly
 def test_more_strengths_than_the_outer_data_pay_for(way):
     def model(**kind):
         keras.utils.set_random_seed(2)
@@ -150,7 +150,7 @@ def test_memorized_outer_set():
         verdict_on(falling, [np.nan] * 5).warn()  # no such data
 
 
-@both
+@mostly
 def test_epochs_are_watched_for_memorizing(way, monkeypatch):
     seen = []
     see = Verdict.see
