@@ -68,6 +68,11 @@ def communities(seed, folder):
     return data["x"], data["y"], 300, 100
 
 
+def concrete(seed, folder):
+    data = np.load(folder / "tabular" / "uci" / "concrete.npz")
+    return data["x"], np.ravel(data["y"]), 300, 150
+
+
 def trec(seed, folder):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -78,8 +83,15 @@ def trec(seed, folder):
 
 
 CHOOSING = (digits, diabetes, friedman, communities)
-CONFIRMING = (breast_cancer, wine, fashion_mnist, trec, digits_and_noise)
-NEED_FOLDER = (communities, trec)
+CONFIRMING = (
+    breast_cancer,
+    wine,
+    fashion_mnist,
+    trec,
+    concrete,
+    digits_and_noise,
+)
+NEED_FOLDER = (communities, concrete, trec)
 
 
 def _bunch(bunch):
