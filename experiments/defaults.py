@@ -7,7 +7,8 @@
 data sets. `confirm` compares the defaults with what people do today, on all of
 them: those on which nothing was chosen are marked with a star. `--data` is a
 folder with `tabular/communities.npz`, `tabular/uci/concrete.npz` and
-`trec_weak.npz`; without it those sets are left out. Every row can be written to a file by `--output`.
+`trec_weak.npz`; without it those sets are left out. Every row can be written to
+a file by `--output`.
 """
 
 import argparse
