@@ -296,6 +296,7 @@ def test_subclassed_model_finds_its_strengths(tmp_path, find):
 
 def test_learner_with_filter_around_a_subclassed_model(tmp_path):
     # All kernels have one shape; the layers' names are others after loading.
+    keras.utils.clear_session()  # so that names count from their start
     learner = hs.BilevelModel(
         Subclass(learned=False),
         regularizer=l2(1e-2),
