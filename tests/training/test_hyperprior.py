@@ -123,14 +123,14 @@ def test_share_of_a_penalty_follows_the_optimizers_step():
     model.fit(x, y, verbose=0)
     weight = model.layers[0].kernel
     sampler = hs.samplers.from_optimizer(optimizer)
+    # Not in the model's order, in which the kernel comes first.
+    weights = model.trainable_variables[::-1]
     state = {
-        name: [v.value for v in slots]
+        name: [v.value for v in slots][::-1]
         for name, slots in sampler.state_variables.items()
     }
     last, estimator = 2, hs.estimators.HPOSGLD(0, 3)
-    shares = SharesSeen(
-        model.trainable_variables, estimator, sampler, state, last
-    )
+    shares = SharesSeen(weights, estimator, sampler, state, last)
     curvature = tf.reshape(tf.range(1.0, 7.0), (6, 1))
     place = [v is weight for v in model.trainable_variables].index(True)
     velocity = optimizer._velocities[place].numpy() / (1 - 0.999**3)
