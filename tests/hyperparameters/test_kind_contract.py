@@ -18,7 +18,7 @@ PLACES = {
     "l1": ("regularizer", {"initial_value": 1e-2}),
     "l2": ("regularizer", {"initial_value": 1e-2}),
     "l1l2": ("regularizer", {"initial_value": 1e-2}),
-    "weight_decay": ("regularizer", {"initial_value": 1e-2}),
+    "weight_decay": ("regularizer", {"initial_value": 1e-2, "max_value": 9.0}),
     "affine": ("layer", {"rotation": 10.0}),
     "taylor_loss": ("loss", {"from_logits": True}),
     "class_weights": ("loss", {"num_classes": 3, "from_logits": True}),

@@ -235,9 +235,9 @@ def fit(learner, outer_iterations=1):
         )
     ]
     learner.fit(
-        x,
-        y,
-        outer_split=0.5,
+        x[:30],
+        y[:30],
+        outer_data=(x[30:], y[30:]),
         batch_size=10,
         steps_per_epoch=outer_iterations,
         verbose=0,
