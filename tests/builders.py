@@ -32,6 +32,25 @@ def state(model):
     return [v.numpy() for v in variables if id(v) not in owned]
 
 
+def values(model):
+    """The values of all hyperparameters, in the order of the model."""
+    return [
+        np.asarray(value)
+        for owner in hs.find_hyperparameters(model)
+        for value in owner.hyperparameter_values().values()
+    ]
+
+
+def assert_equal(one, other, **tolerance):
+    """Checks lists of arrays: bit for bit, or within a tolerance."""
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        if tolerance:
+            np.testing.assert_allclose(a, b, **tolerance)
+        else:
+            np.testing.assert_array_equal(a, b)
+
+
 class Batches(keras.utils.PyDataset):
     """A list of batches, as Keras reads data by position."""
 

@@ -80,3 +80,12 @@ def float64():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def policy(request):
+    """The dtype policy of the time of a test, an indirect parameter."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import assert_equal
 from builders import make_data
+from builders import values
 
 import keras_hposgld as hs
 from keras_hposgld.training.learning_step import LearningStep
@@ -55,30 +57,6 @@ def learn(model, epochs=2):
     return model
 
 
-def strengths(model):
-    return [
-        np.asarray(value)
-        for owner in hs.find_hyperparameters(model)
-        for value in owner.hyperparameter_values().values()
-    ]
-
-
-def assert_equal(one, other, **tolerance):
-    for a, b in zip(one, other, strict=True):
-        if tolerance:
-            np.testing.assert_allclose(a, b, **tolerance)
-        else:
-            np.testing.assert_array_equal(a, b)
-
-
-@pytest.fixture
-def policy(request):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(before)
-
-
 def steps():
     # Of other schedules TensorFlow moves the constants of its graph to the
     # constant decay of AdamW, which costs a bit.
@@ -122,7 +100,7 @@ def test_learned_decay_is_that_of_adamw_to_the_last_bit(
     if policy == "mixed_float16":
         x[10:20] *= 1e4  # so that gradients overflow, and some do not
     model.fit(x[:8], y[:8], epochs=4, verbose=0)
-    (learned,) = strengths(model)
+    (learned,) = values(model)
     history = hs.refit(model, x, y, **FIT).history
 
     adamw = make(keras.optimizers.AdamW, weight_decay=float(learned))
@@ -150,10 +128,10 @@ def test_penalties_are_those_of_the_learned_strengths():
         return R.LearnableL2(0.05, granularity="input", max_value=5.0)
 
     model = learn(make_model(regularizer=penalty), epochs=3)
-    learned = strengths(model)
+    learned = values(model)
     assert np.std(learned) > 1e-3
     hs.refit(model, *make_data(), **FIT)
-    assert_equal(strengths(model), learned)
+    assert_equal(values(model), learned)
     other = make_model(regularizer=penalty)
     hs.copy_hyperparameters(model, other)
     other.fit(*make_data(), **FIT)
@@ -239,13 +217,13 @@ def test_hyperparameters_come_from_another_model():
     for source in (learner, learner.model):
         model = make_model("sgd")
         hs.refit(model, x, y, hyperparameters_from=source, verbose=0)
-        assert_equal(strengths(model), strengths(learner))
+        assert_equal(values(model), values(learner))
     # And into a learner, whose own `refit` is called.
     target = hs.BilevelModel(make_model())
     target.compile(optimizer=hs.SGLD(0.02), loss="mse")
     before = int(target.optimizer.iterations)
     hs.refit(target, x, y, hyperparameters_from=learner, **FIT)
-    assert_equal(strengths(target), strengths(learner))
+    assert_equal(values(target), values(learner))
     learner.refit(x, y, **FIT)
     assert_equal(target.trainable_variables, learner.trainable_variables)
     assert int(target.optimizer.iterations) == before == 0
@@ -259,9 +237,9 @@ def test_learner_around_a_model_that_was_trained_before_is_refit():
     model.fit(*make_data(), verbose=0)
     learner = hs.BilevelModel(model)
     learner.compile(optimizer=hs.SGLD(0.02), loss="mse")
-    before = strengths(model)
+    before = values(model)
     learner.refit(*make_data(), **FIT)
-    assert_equal(strengths(model), before)
+    assert_equal(values(model), before)
 
 
 def make_other():
@@ -335,7 +313,7 @@ def test_step_of_the_users_own_may_apply_gradients_part_by_part():
 
     model = make(decay(), keras.optimizers.SGD(0.02))
     hs.refit(model, *make_data(), **FIT)
-    (learned,) = strengths(model)
+    (learned,) = values(model)
     sgd = keras.optimizers.SGD(0.02, weight_decay=float(learned))
     plain = make(None, sgd)
     sgd.exclude_from_weight_decay(plain.trainable_variables[1:])
@@ -348,9 +326,9 @@ def test_step_of_a_fit_that_was_broken_off_is_removed():
     with pytest.raises(OSError):
         learn_and_fail(model)
     assert isinstance(vars(model)["train_step"], LearningStep)
-    learned = strengths(model)
+    learned = values(model)
     hs.refit(model, *make_data(), **FIT)
-    assert_equal(strengths(model), learned)
+    assert_equal(values(model), learned)
     other = make_model()
     hs.refit(other, *make_data(), hyperparameters_from=model, **FIT)
     assert_equal(model.trainable_variables, other.trainable_variables)
@@ -372,7 +350,7 @@ def test_fresh_copy_has_what_layers_have_learned():
     model.add(L.Dense(2))
     affine.ranges["rotation"].assign(0.5)
     copy = fresh_copy(model)
-    assert_equal(strengths(copy), strengths(model))
+    assert_equal(values(copy), values(model))
     assert float(copy.layers[0].ranges["rotation"]) == 0.5
 
 

@@ -60,12 +60,13 @@ def one_split(x, y, rng):
     return Folds(x, y, [(np.concatenate(inner), outer)])
 
 
-def compare(x, y, x_test, y_test, rng):
-    """Test errors of all rules on one split of a set.
+def prepared(x, y, x_test, y_test, rng):
+    """What every rule starts from, on one split of a set.
 
     Returns:
-        Dictionary from a rule to its mean squared test error. With the guarded
-        rules: how many deviations moved, and whether a guard kept them.
+        A function from log strengths to the test error of ridge on the whole
+        training part; the folds; the same without each part, for the guard;
+        the best scalar and its outer loss.
     """
     everything = np.concatenate([x, x_test]), np.concatenate([y, y_test])
     inner, outer = np.split(np.arange(len(everything[0])), [len(x)])
@@ -75,9 +76,18 @@ def compare(x, y, x_test, y_test, rng):
 
     parts = parts_of(len(x), NUM_FOLDS, rng)
     folds = Folds.cross(x, y, parts)
-    m, noise = best_scalar(folds)
+    return error, folds, without_each(x, y, parts), best_scalar(folds)
+
+
+def compare(x, y, x_test, y_test, rng):
+    """Test errors of all rules on one split of a set.
+
+    Returns:
+        Dictionary from a rule to its mean squared test error. With the guarded
+        rules: how many deviations moved, and whether a guard kept them.
+    """
+    error, folds, left_out, (m, noise) = prepared(x, y, x_test, y_test, rng)
     row = {SCALAR: error(uniform(folds, m))}
-    left_out = without_each(x, y, parts)
     for name, prior in FOLDS.items():
         logs, deviations = learn(folds, m, noise, **prior)
         row[name] = error(logs)

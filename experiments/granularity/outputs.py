@@ -7,20 +7,15 @@ gain exceeds one standard error, else the scalar.
 """
 
 import numpy as np
-from comparison import NUM_FOLDS
+from comparison import prepared
 from comparison import SCALAR
 from guard import cross_fitted_gain
 from guard import exceeds
-from guard import without_each
 from regression_sets import filed
 from regression_sets import fixed
 from regression_sets import NUM_TEST
 from regression_sets import of_package
 from regression_sets import shuffled
-from ridge import Folds
-from ridge import parts_of
-from ridge import squared_errors
-from strengths import best_scalar
 from strengths import learn
 from strengths import uniform
 
@@ -31,17 +26,8 @@ COLUMNS = (*GRANULARITIES, CHOSEN)
 
 def compare(x, y, x_test, y_test, rng):
     """Test errors of all granularities on one split of a set."""
-    everything = np.concatenate([x, x_test]), np.concatenate([y, y_test])
-    inner, outer = np.split(np.arange(len(everything[0])), [len(x)])
-
-    def error(logs):
-        return squared_errors(*everything, inner, outer, logs).mean()
-
-    parts = parts_of(len(x), NUM_FOLDS, rng)
-    folds = Folds.cross(x, y, parts)
-    m, noise = best_scalar(folds)
+    error, folds, left_out, (m, noise) = prepared(x, y, x_test, y_test, rng)
     row = {SCALAR: error(uniform(folds, m))}
-    left_out = without_each(x, y, parts)
     gains = {}
     for name in GRANULARITIES:
         row[name] = error(learn(folds, m, noise, granularity=name)[0])

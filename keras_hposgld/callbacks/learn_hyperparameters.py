@@ -40,8 +40,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
     It adds `outer_loss` and `hypergradient_norm` to the logs of an epoch (the
     latest, where no chain ended in it), `skipped_updates`, `median_strength`,
     and with validation data `val_outer_loss`. Callbacks that are to see them
-    come after it in the list. A warning says at the end
-    what speaks against what was learned.
+    come after it in the list. A warning says at the end what speaks against
+    what was learned.
 
     It may be used for one `fit` after the other, and copied. With another
     model or other trainable weights it begins anew, as a copy of it does.
@@ -238,8 +238,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         if self._chains.batches is None:
             # Not when training begins: a callback after this one may only
             # then restore the model from a backup.
-            if self._restore():
-                owners = self.find_hyperparameters()
+            if self._restore():  # what is judged begins with that
+                owners = self._course.owners
                 self._course = Course(self.model, owners, self._chains)
             self._chains.draw()
         self._epoch, self._last_batch = epoch, -1

@@ -107,7 +107,7 @@ class Verdict:
         )
 
     def _without_gradient(self) -> str | None:
-        moved = self._updates() - self.num_updates - self.skipped
+        moved = self._updates() - self.num_updates  # a skipped one is none
         rate = float(self.outer_level.hyper_optimizer.learning_rate.numpy())
         if moved < 2 or rate == 0.0:  # the last rate of a schedule counts
             return None

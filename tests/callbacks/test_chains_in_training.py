@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import assert_equal
 from builders import make_data
 from builders import state
 
@@ -60,22 +61,6 @@ def strengths(model):
         for owner in hs.find_hyperparameters(model)
         for variable in owner.hyperparameter_variables
     ]
-
-
-def assert_equal(a, b, **tolerance):
-    for one, other in zip(a, b, strict=True):
-        if tolerance:
-            np.testing.assert_allclose(one, other, **tolerance)
-        else:
-            np.testing.assert_array_equal(one, other)
-
-
-@pytest.fixture
-def policy(request):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(before)
 
 
 def adam_with_all():

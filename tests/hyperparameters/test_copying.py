@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_probability as tfp
+from builders import assert_equal
+from builders import values
 
 import keras_hposgld as hs
 
@@ -33,24 +35,6 @@ def move(model, seed=0):
         for variable in owner.hyperparameter_variables:
             variable.assign(rng.normal(-2.0, 1.0, variable.shape))
     return model
-
-
-def values(model):
-    """The values of all hyperparameters, in the order of the model."""
-    return [
-        np.asarray(value)
-        for owner in hs.find_hyperparameters(model)
-        for value in owner.hyperparameter_values().values()
-    ]
-
-
-def assert_equal(one, other, **tolerance):
-    assert len(one) == len(other) > 0
-    for a, b in zip(one, other, strict=True):
-        if tolerance:
-            np.testing.assert_allclose(a, b, **tolerance)
-        else:
-            np.testing.assert_array_equal(a, b)
 
 
 def one_for_both():

@@ -164,3 +164,14 @@ def test_epochs_are_watched_for_memorizing(way, monkeypatch):
         np.transpose(losses),
         [history.history["outer_loss"], history.history["val_outer_loss"]],
     )
+
+
+def test_updates_that_were_skipped_hide_no_missing_gradient():
+    class Owner:
+        hyperparameter_variables = [keras.Variable(np.zeros(3), name="u")]
+
+    level = Learned()
+    verdict = Verdict([Owner], level, 40.0, advice="")
+    level.hyper_optimizer.iterations.assign(105)  # of nine, four were skipped
+    verdict.see({"skipped_updates": 4.0})
+    assert "did not move in 5 updates" in verdict._without_gradient()
