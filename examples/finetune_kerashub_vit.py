@@ -237,7 +237,7 @@ def train_learned(
         outer_data=outer,
         batch_size=batch_size,
         epochs=outer_iterations,
-        steps_per_epoch=1,
+        steps_per_epoch=learner.hypergradient.num_steps,
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=report)],
         verbose=0,
     )

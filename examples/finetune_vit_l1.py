@@ -282,7 +282,7 @@ class Experiment:
             *self.inner,
             outer_data=self.outer,
             batch_size=self.options.batch_size,
-            steps_per_epoch=1,
+            steps_per_epoch=CHAIN,
             epochs=self.options.steps // CHAIN,
             verbose=0,
         )

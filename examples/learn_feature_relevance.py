@@ -113,7 +113,7 @@ def train_learned(
         outer_data=outer,
         batch_size=BATCH_SIZE,
         epochs=epochs,
-        steps_per_epoch=10,
+        steps_per_epoch=10 * learner.hypergradient.num_steps,
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=record)],
         verbose=0,
     )

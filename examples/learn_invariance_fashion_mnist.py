@@ -222,7 +222,7 @@ class Experiment:
             *self.inner,
             outer_data=self.outer[variant],
             batch_size=self.options.batch_size,
-            steps_per_epoch=self.options.steps // CHAIN,
+            steps_per_epoch=self.options.steps,
             callbacks=[follow],
             verbose=0,
         )

@@ -88,7 +88,8 @@ def train(options):
         validation_data=(x[400:], y[400:]),
         batch_size=16,  # of all workers together
         epochs=options.epochs,
-        steps_per_epoch=options.steps_per_epoch,
+        steps_per_epoch=options.chains_per_epoch
+        * learner.hypergradient.num_steps,
         callbacks=callbacks,
         verbose=0,
     )
@@ -147,7 +148,7 @@ def start(options, names, dying=(), script=__file__):
                         *("--folder", str(options.folder)),
                         *("--estimator", options.estimator),
                         *("--epochs", str(options.epochs)),
-                        *("--steps-per-epoch", str(options.steps_per_epoch)),
+                        *("--chains-per-epoch", str(options.chains_per_epoch)),
                         *(["--die"] if name in dying else []),
                     ],
                     env=environment,
@@ -223,7 +224,7 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--estimator", default="hpo_sgld")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--steps-per-epoch", type=int, default=10)
+    parser.add_argument("--chains-per-epoch", type=int, default=10)
     parser.add_argument("--kill", action="store_true", help="one, and go on")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--time-limit", type=float, default=300.0)
@@ -232,7 +233,7 @@ def parse(arguments=None):
     parser.add_argument("--die", action="store_true", help="set by --kill")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.epochs, options.steps_per_epoch = 3, 3
+        options.epochs, options.chains_per_epoch = 3, 3
     return options
 
 

@@ -12,6 +12,7 @@ import keras
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.data.elements import inputs_of
 from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.training.batch_count import chains_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
 
@@ -22,9 +23,9 @@ STARTS = ("continue", "initial")
 class BilevelModel(BilevelLearner):
     """Wraps a Keras model so that `fit` learns its hyperparameters too.
 
-    The progress bar counts outer iterations; each takes a chain of
-    `hypergradient.num_steps` inner steps. An epoch is as many outer iterations
-    as one pass over the training data by the inner steps takes, rounded up.
+    Epochs, `steps_per_epoch` and the progress bar count batches, as in Keras:
+    one an inner step. A chain groups `hypergradient.num_steps` of them, and
+    an epoch is rounded up to whole chains.
 
     Args:
         model: `keras.Model` with learnable hyperparameters, such as
@@ -117,7 +118,8 @@ class BilevelModel(BilevelLearner):
                 after so many in a row `fit` stops with an error. Defaults to
                 `10`.
             **keras_arguments: `loss_weights`, `weighted_metrics`,
-                `run_eagerly`, `jit_compile` (`"auto"` is off on CPU), as in
+                `run_eagerly`, `jit_compile` (`"auto"` is off on CPU) and
+                `steps_per_execution` (rounded up to whole chains), as in
                 Keras.
 
         Raises:
@@ -140,6 +142,10 @@ class BilevelModel(BilevelLearner):
         self.start = start
         plain = {"loss": loss, "metrics": metrics} | keras_arguments
         super().compile(optimizer=optimizer, auto_scale_loss=False, **plain)
+        # Of `train_step`, which takes the batches of a chain.
+        self.steps_per_execution = chains_of(
+            self.steps_per_execution, self.hypergradient.num_steps
+        )
         # In a function, lest Keras track the metrics a second time.
         self.plain_compile_arguments = lambda: plain
         if self.built:
@@ -183,7 +189,8 @@ class BilevelModel(BilevelLearner):
             outer_batch_size: Integer, defaults to `batch_size`.
             class_weight: Applies to the inner level.
             sample_weight: Applies to the inner level.
-            steps_per_epoch: Outer iterations in an epoch.
+            steps_per_epoch: Batches of the inner level in an epoch, rounded
+                up to whole chains. Defaults to one pass over the training data.
             **keras_arguments: `verbose`, `initial_epoch`, `validation_steps`,
                 `validation_freq`.
 

@@ -248,7 +248,7 @@ class MetaModel(Learner):
     def _maybe_symbolic_build(self, *args, **kwargs):
         pass  # everything has been built on a task
 
-    def steps_ahead(self, iterations: int) -> range:
+    def steps_ahead(self, batches: int) -> range:
         """The steps of one chain: in each task they begin anew."""
         return range(max(self.hypergradient.num_steps, self.adaptation_steps))
 

@@ -331,11 +331,12 @@ def test_every_estimator_serves_fit(tmp_path, estimator):
     learner = make_learner(
         keras.layers.BatchNormalization(), hypergradient=estimator
     )
-    fit(learner, epochs=1, steps_per_epoch=2)
+    steps_per_epoch = 2 * learner.hypergradient.num_steps
+    fit(learner, epochs=1, steps_per_epoch=steps_per_epoch)
     learner.save(tmp_path / "learner.keras")
     loaded = keras.models.load_model(tmp_path / "learner.keras")
     for one in (learner, loaded):
-        history = fit(one, epochs=1, steps_per_epoch=2).history
+        history = fit(one, epochs=1, steps_per_epoch=steps_per_epoch).history
         assert history["skipped_updates"] == [0.0]
         assert history["hypergradient_norm"][0] > 0
     assert_same_state(learner, loaded)
@@ -451,7 +452,8 @@ def test_start_initial_begins_every_chain_at_the_first_weights(tmp_path):
     data = dict(outer_data=(x, y), batch_size=8, shuffle=False, verbose=0)
     once.fit(x, y, steps_per_epoch=1, **data)
     # Full batches in a fixed order: each chain is the same.
-    learner.fit(x, y, steps_per_epoch=3, **data)
+    three = 3 * learner.hypergradient.num_steps
+    learner.fit(x, y, steps_per_epoch=three, **data)
     for a, b in zip(
         learner.trainable_variables, once.trainable_variables, strict=True
     ):

@@ -369,8 +369,12 @@ def test_dataset_of_unknown_rank_is_taken():
     dataset = tf.data.Dataset.from_generator(
         batches, output_types=(tf.float32, tf.float32)
     )
-    history = make_learner().fit(
-        dataset, outer_data=dataset, steps_per_epoch=2, verbose=0
+    learner = make_learner()
+    history = learner.fit(
+        dataset,
+        outer_data=dataset,
+        steps_per_epoch=2 * learner.hypergradient.num_steps,
+        verbose=0,
     )
     assert np.isfinite(history.history["outer_loss"][0])
 

@@ -343,7 +343,7 @@ def test_decay_is_learned_and_lowers_the_outer_loss():
         outer_data=(x[60:], y[60:]),
         batch_size=20,
         epochs=60,
-        steps_per_epoch=1,
+        steps_per_epoch=learner.hypergradient.num_steps,
         verbose=0,
     ).history["outer_loss"]
     (values,) = learner.hyperparameter_values().values()

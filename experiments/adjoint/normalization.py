@@ -63,7 +63,7 @@ def learn(arguments, seed, epochs):
         outer_data=(x[120:], y[120:]),
         batch_size=40,
         epochs=epochs,
-        steps_per_epoch=9,
+        steps_per_epoch=9 * learner.hypergradient.num_steps,
         verbose=0,
     )
     ((_, values),) = learner.hyperparameter_values().items()

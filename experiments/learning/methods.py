@@ -205,7 +205,7 @@ def bilevel(split, seed):
         outer_data=split.outer,
         batch_size=BATCH_SIZE,
         epochs=NUM_EPOCHS,
-        steps_per_epoch=STEPS // 5,
+        steps_per_epoch=STEPS,
         verbose=0,
     )
     return [row("BilevelModel", model, split, time.perf_counter() - begin)]

@@ -191,7 +191,7 @@ class FitData:
         if math.isinf(batches_per_pass):
             raise ValueError(
                 "`steps_per_epoch` must be given for a dataset without end. "
-                "Received: steps_per_epoch=None. It counts outer iterations."
+                "Received: steps_per_epoch=None. It counts batches."
             )
         return math.ceil(batches_per_pass / num_steps)
 

@@ -110,9 +110,9 @@ class BilevelLearner(Learner):
         self._prepare()
         return self._steps.memory_estimate()
 
-    def steps_ahead(self, iterations: int) -> range:
+    def steps_ahead(self, batches: int) -> range:
         first = int(self.optimizer.iterations.numpy())
-        return range(first, first + iterations * self.hypergradient.num_steps)
+        return range(first, first + batches)
 
     def train_step(self, data: Any) -> dict:
         """One outer iteration, on the stacked batches of one chain."""

@@ -6,6 +6,7 @@ import keras
 
 from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.training import batch_count
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training.first_chain import FirstChain
 from keras_hposgld.training.fit_watch import WatchLearning
@@ -42,7 +43,8 @@ class BilevelSteps:
 
         Args:
             data: `FitData`, of both levels.
-            steps_per_epoch: Integer; `None` for one pass over the inner data.
+            steps_per_epoch: Integer, batches; `None` for one pass over the
+                inner data. Either is rounded up to whole chains.
             **arguments: As in `Learner.watched_fit`.
         """
         learner = self.learner
@@ -58,15 +60,22 @@ class BilevelSteps:
             data.batch_sizes,
         )
         if steps_per_epoch is None:
-            steps_per_epoch = data.chains_per_epoch(num_steps)
+            chains_per_epoch = data.chains_per_epoch(num_steps)
+        else:
+            chains_per_epoch = batch_count.chains_of_epoch(
+                steps_per_epoch, num_steps
+            )
 
         def num_drawn() -> int:
             return int(learner.outer_iterations.numpy()) - first.number()
 
         with data.explains_its_end(num_drawn):
             return learner.watched_fit(
-                in_epochs(chains, steps_per_epoch, learner.steps_per_execution),
-                steps_per_epoch=steps_per_epoch,
+                in_epochs(
+                    chains, chains_per_epoch, learner.steps_per_execution
+                ),
+                num_steps=num_steps,
+                steps_per_epoch=chains_per_epoch,
                 validation_data=data.validation_data,
                 shuffle=False,  # done already
                 own_callbacks=[

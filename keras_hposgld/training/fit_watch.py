@@ -1,40 +1,54 @@
 """What a learner's `fit` watches while it trains, and says when it ends."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from keras_hposgld.training.batch_count import CountsBatches
 from keras_hposgld.training.checks import check_learning_rate
 from keras_hposgld.training.checks import check_schedule
 from keras_hposgld.training.progress import lower_is_better
+from keras_hposgld.training.progress import shown_progress
 from keras_hposgld.training.verdict import Verdict
 
 
-@contextlib.contextmanager
-def joined(callbacks: Any, own: list) -> Iterator[Any]:
+def callbacks_of(
+    learner: keras.Model,
+    callbacks: Any,
+    own: list,
+    num_steps: int,
+    arguments: dict,
+) -> Any:
     """What to pass to Keras's `fit`: callbacks of the user, and then others.
 
     Args:
-        callbacks: As in Keras's `fit`. A list of Keras's own is given back as
-            it was.
+        learner: `BilevelModel` or `MetaModel`.
+        callbacks: As in Keras's `fit`. A list of Keras's own stays as it is.
         own: List of callbacks.
+        num_steps: Integer, the batches that a `train_step` takes.
+        arguments: Dictionary, other arguments of that `fit`, whose steps are
+            calls of `train_step`.
     """
-    if not isinstance(callbacks, keras.callbacks.CallbackList):
-        given = keras.tree.flatten(callbacks or [])
-        lower_is_better(given)
-        yield [*given, *own]
-        return
-    before = list(callbacks.callbacks)
-    lower_is_better(before)
-    callbacks.callbacks.extend(own)
-    callbacks.set_model(callbacks.model)
-    callbacks.set_params(callbacks.params)
-    try:
-        yield callbacks
-    finally:
-        callbacks.callbacks[:] = before
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        lower_is_better(callbacks.callbacks)
+        return CountsBatches(
+            [callbacks, *own], num_steps, model=learner, **callbacks.params
+        )
+    verbose = arguments.get("verbose", "auto")
+    given = keras.tree.flatten(callbacks or [])
+    lower_is_better(given)
+    joined = [*given, *own, *shown_progress(given, verbose)]
+    if num_steps == 1:  # Keras counts by itself, and may know how many come
+        return joined
+    return CountsBatches(
+        joined,
+        num_steps,
+        model=learner,
+        add_history=True,
+        verbose=verbose,
+        epochs=arguments.get("epochs", 1),
+        steps=num_steps * arguments["steps_per_epoch"],
+    )
 
 
 class WatchLearningRate(keras.callbacks.Callback):
@@ -51,9 +65,10 @@ class WatchLearningRate(keras.callbacks.Callback):
         learner = self.model
         owners = learner.find_hyperparameters()
         params = self.params or {}  # a list of the user's may have none
-        if self.is_first_epoch and params.get("steps") is not None:
-            iterations = (params["epochs"] - epoch) * params["steps"]
-            ahead = learner.steps_ahead(iterations)
+        steps, epochs = params.get("steps"), params.get("epochs")
+        if self.is_first_epoch and None not in (steps, epochs):
+            batches = (epochs - epoch) * steps
+            ahead = learner.steps_ahead(batches)
             check_schedule(owners, learner.sampler, ahead)
         self.is_first_epoch = False
         check_learning_rate(owners, learner.sampler)

@@ -17,11 +17,10 @@ from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.discovery import owners_in
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import placement
-from keras_hposgld.training.fit_watch import joined
+from keras_hposgld.training.fit_watch import callbacks_of
 from keras_hposgld.training.fit_watch import WatchLearningRate
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement.on_replica import local_loss
-from keras_hposgld.training.progress import shown_progress
 from keras_hposgld.training.state import checkpointed
 from keras_hposgld.training.state import state_of
 from keras_hposgld.training.state import unsaved_by_keras
@@ -206,7 +205,7 @@ class Learner(ModelWrapper):
         raise RuntimeError(
             "`train_on_batch` cannot be called: one outer iteration takes a "
             "chain of inner batches and as many outer ones. Use "
-            "`fit(..., steps_per_epoch=1)`."
+            "`fit(..., steps_per_epoch=...)` with as many batches as a chain."
         )
 
     def watched_fit(
@@ -215,6 +214,7 @@ class Learner(ModelWrapper):
         *,
         callbacks: Any = None,
         own_callbacks: Any = (),
+        num_steps: int = 1,
         **arguments: Any,
     ) -> keras.callbacks.History:
         """Keras's `fit`, with callbacks of our own after those of the user.
@@ -225,22 +225,22 @@ class Learner(ModelWrapper):
             x: As in Keras.
             callbacks: As in Keras.
             own_callbacks: Callbacks that come after those.
-            **arguments: As in Keras.
+            num_steps: Integer, the batches that a `train_step` takes.
+            **arguments: As in Keras, whose steps are calls of `train_step`.
         """
         own = [*own_callbacks, WatchLearningRate(), StopOnNonFinite()]
-        own += shown_progress(callbacks, arguments.get("verbose", "auto"))
+        callbacks = callbacks_of(self, callbacks, own, num_steps, arguments)
         observers = list(self.outer_level.observers)
         try:
-            with joined(callbacks, own) as all_callbacks:
-                return super().fit(x, callbacks=all_callbacks, **arguments)
+            return super().fit(x, callbacks=callbacks, **arguments)
         finally:
             if self.outer_level.observers != observers:
                 self.outer_level.observers[:] = observers
                 self.train_function = None  # the old one calls them
 
     @abc.abstractmethod
-    def steps_ahead(self, iterations: int) -> range:
-        """The numbers of the inner steps in outer iterations to come."""
+    def steps_ahead(self, batches: int) -> range:
+        """The numbers of the inner steps in batches to come."""
 
     # What Keras calls to save and to load. The wrapped model, the strengths,
     # optimizers and counters it saves by itself: they hang on attributes.

@@ -53,17 +53,16 @@ class ShownProgress(keras.callbacks.ProgbarLogger):
         super().on_epoch_end(epoch, shown)
 
 
-def shown_progress(callbacks: Any, verbose: Any) -> list:
+def shown_progress(callbacks: list, verbose: Any) -> list:
     """The progress bar to add to callbacks, as Keras would add its own.
 
     Args:
-        callbacks: As in Keras's `fit`.
-        verbose: Likewise.
+        callbacks: List of Keras callbacks.
+        verbose: As in Keras's `fit`.
     """
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return []  # which has what its maker wants
-    given = keras.tree.flatten(callbacks or [])
-    has_one = any(isinstance(c, keras.callbacks.ProgbarLogger) for c in given)
+    has_one = any(
+        isinstance(c, keras.callbacks.ProgbarLogger) for c in callbacks
+    )
     return [] if has_one or verbose == 0 else [ShownProgress()]
 
 

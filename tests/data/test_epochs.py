@@ -70,7 +70,7 @@ def assert_equal_variables(a, b):
 
 
 @pytest.mark.parametrize(
-    "steps_per_execution, run_eagerly", [(2, True), (100, False)]
+    "steps_per_execution, run_eagerly", [(2 * 3, True), (100 * 3, False)]
 )
 def test_steps_per_execution_do_not_change_what_is_trained(
     steps_per_execution, run_eagerly
@@ -94,17 +94,17 @@ def test_number_of_steps_of_the_user_holds_too():
             make_learner(steps_per_execution=n),
             "dataset",
             epochs=3,
-            steps_per_epoch=5,
+            steps_per_epoch=5 * 3,
         )
-        for n in (1, 4)
+        for n in (1, 4 * 3)
     ]
     assert int(learners[0].outer_iterations) == 15
     assert_equal_variables(*learners)
 
 
 def test_training_that_goes_on_draws_what_it_would_have_drawn():
-    whole = trained(make_learner(steps_per_execution=2), epochs=3)
-    parts = trained(make_learner(steps_per_execution=2), epochs=1)
+    whole = trained(make_learner(steps_per_execution=2 * 3), epochs=3)
+    parts = trained(make_learner(steps_per_execution=2 * 3), epochs=1)
     trained(parts, epochs=3, initial_epoch=1)
     assert_equal_variables(parts, whole)
 
@@ -115,15 +115,15 @@ def test_killed_run_goes_on_by_a_backup(tmp_path):
             if epoch == 1:
                 raise KeyboardInterrupt
 
-    whole = trained(make_learner(steps_per_execution=2), epochs=4)
+    whole = trained(make_learner(steps_per_execution=2 * 3), epochs=4)
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     with pytest.raises(KeyboardInterrupt):
         trained(
-            make_learner(steps_per_execution=2),
+            make_learner(steps_per_execution=2 * 3),
             epochs=4,
             callbacks=[backup, Kill()],
         )
-    again = make_learner(steps_per_execution=2)
+    again = make_learner(steps_per_execution=2 * 3)
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     trained(again, epochs=4, callbacks=[backup])
     assert_equal_variables(again, whole)
@@ -144,9 +144,11 @@ def test_logs_of_an_epoch_count_its_own_steps():
     class Count(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             numbers.append(int(self.model.outer_iterations))
-            assert self.params["steps"] == 3
+            assert self.params["steps"] == 3 * 3
 
-    trained(make_learner(steps_per_execution=2), epochs=3, callbacks=[Count()])
+    trained(
+        make_learner(steps_per_execution=2 * 3), epochs=3, callbacks=[Count()]
+    )
     assert numbers == [3, 6, 9]
 
 
@@ -179,7 +181,7 @@ def ending(num_batches, is_dataset=False):
 
 @pytest.mark.parametrize(
     "num_batches, num_chains, num_epochs, steps_per_execution",
-    [(2, 0, 0, 1), (14, 4, 2, 1), (10, 3, 1, 2)],
+    [(2, 0, 0, 1), (14, 4, 2, 1), (10, 3, 1, 2 * 3)],
 )
 def test_outer_data_that_end_are_an_error(
     num_batches, num_chains, num_epochs, steps_per_execution
@@ -197,7 +199,7 @@ def test_outer_data_that_end_are_an_error(
             X,
             Y,
             outer_data=ending(num_batches),
-            steps_per_epoch=2,
+            steps_per_epoch=2 * 3,
             epochs=5,
             callbacks=[written],
             verbose=0,
@@ -208,7 +210,7 @@ def test_outer_data_that_end_are_an_error(
 
 def test_inner_data_that_end_are_named():
     with pytest.raises(RuntimeError, match="`x` must last .* after 2 chains"):
-        trained(make_learner(), "generator", steps_per_epoch=3, epochs=2)
+        trained(make_learner(), "generator", steps_per_epoch=3 * 3, epochs=2)
 
 
 def test_dataset_that_can_be_read_only_once_is_no_silence():
@@ -218,7 +220,7 @@ def test_dataset_that_can_be_read_only_once_is_no_silence():
             X,
             Y,
             outer_data=ending(9, is_dataset=True),
-            steps_per_epoch=4,
+            steps_per_epoch=4 * 3,
             verbose=0,
         )
 
@@ -244,7 +246,7 @@ def test_dataset_without_a_known_end_is_not_counted_for_ever(monkeypatch):
     with pytest.raises(ValueError, match="`steps_per_epoch` must be given"):
         make_learner().fit(endless, outer_data=OUTER, verbose=0)
     learner = make_learner()
-    learner.fit(endless, outer_data=endless, steps_per_epoch=2, verbose=0)
+    learner.fit(endless, outer_data=endless, steps_per_epoch=2 * 3, verbose=0)
     assert int(learner.outer_iterations) == 2
 
 
@@ -272,7 +274,7 @@ def test_two_replicas_train_as_much_and_name_data_that_end(mirrored):
             Y,
             outer_data=((X[:6], Y[:6]) for _ in range(10)),
             batch_size=4,
-            steps_per_epoch=2,
+            steps_per_epoch=2 * 3,
             epochs=5,
             callbacks=[written],
             verbose=0,
@@ -285,6 +287,6 @@ def test_two_replicas_train_as_much_and_name_data_that_end(mirrored):
 def test_several_steps_on_the_one_device_of_a_strategy():
     expected = trained(make_learner(), epochs=2)
     with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
-        learner = make_learner(steps_per_execution=2)
+        learner = make_learner(steps_per_execution=2 * 3)
     trained(learner, epochs=2)
     assert_equal_variables(learner, expected)

@@ -86,7 +86,7 @@ def learned_from(inner, outer):
         outer_data=outer_x if outer_y is None else (outer_x, outer_y),
         batch_size=batch_size,
         outer_batch_size=outer_batch_size,
-        steps_per_epoch=3,
+        steps_per_epoch=3 * 3,
         epochs=2,
         shuffle=False,
         verbose=0,

@@ -76,7 +76,7 @@ def by_hand():
 
 
 @pytest.mark.parametrize(
-    "kind, steps_per_execution", [(kind, 1) for kind in KINDS] + [("arrays", 2)]
+    "kind, steps_per_execution", [(kind, 1) for kind in KINDS] + [("arrays", 4)]
 )
 def test_learner_and_data_are_freed(levels, kind, steps_per_execution):
     learner = hs.BilevelModel(make_model())
@@ -86,7 +86,7 @@ def test_learner_and_data_are_freed(levels, kind, steps_per_execution):
         hypergradient=hs.estimators.HPOSGLD(0, 2),
         steps_per_execution=steps_per_execution,
     )
-    learner.fit(**KINDS[kind](), steps_per_epoch=2, verbose=0)
+    learner.fit(**KINDS[kind](), steps_per_epoch=4, verbose=0)
     learner = weakref.ref(learner)
     gc.collect()
     assert learner() is None

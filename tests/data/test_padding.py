@@ -102,7 +102,7 @@ def test_weights_are_those_of_keras(float64, kind, mask):
     learner.fit(
         KINDS[kind](batches),
         outer_data=KINDS[kind](outer),
-        steps_per_epoch=2,
+        steps_per_epoch=2 * 3,
         shuffle=False,
         verbose=0,
     )
@@ -126,7 +126,7 @@ def test_outer_loss_is_that_of_batches_at_their_own_length(float64):
     history = learner.fit(
         as_dataset(sentences()),
         outer_data=as_dataset(outer),
-        steps_per_epoch=1,
+        steps_per_epoch=3,
         verbose=0,
     )
     np.testing.assert_allclose(
@@ -162,7 +162,7 @@ def test_targets_with_a_time_axis_follow_their_inputs(float64):
     learner.fit(
         Batches(batches),
         outer_data=Batches(batches),
-        steps_per_epoch=2,
+        steps_per_epoch=2 * 3,
         shuffle=False,
         verbose=0,
     )
@@ -181,7 +181,7 @@ def test_xla_fills_up_and_says_so(float64):
         learner.fit(
             as_dataset(batches),
             outer_data=as_dataset(batches),
-            steps_per_epoch=1,
+            steps_per_epoch=3,
             verbose=0,
         )
     for a, b in zip(learner.model.get_weights(), expected, strict=True):
@@ -258,7 +258,7 @@ def test_another_length_than_the_model_takes_is_named():
         learner.fit(
             iter(batches),
             outer_data=batches[0],
-            steps_per_epoch=1,
+            steps_per_epoch=3,
             verbose=0,
         )
 
@@ -280,7 +280,7 @@ def test_replicas_share_batches_at_their_own_length(mirrored):
         learner.fit(
             as_dataset(batches),
             outer_data=as_dataset(outer),
-            steps_per_epoch=2,
+            steps_per_epoch=2 * 3,
             verbose=0,
         )
         return learner.model.get_weights()

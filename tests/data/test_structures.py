@@ -139,7 +139,7 @@ def test_weights_are_those_of_keras(structure, kind):
     history = learner.fit(
         **arguments,
         outer_data=KINDS[kind](data[:2]),
-        steps_per_epoch=2,
+        steps_per_epoch=2 * 3,
         shuffle=False,
         verbose=0,
     )
@@ -234,7 +234,7 @@ def test_inputs_alone_train_a_model_that_adds_its_loss(kind):
         outer_data=(A, A),
         batch_size=4 if kind == "arrays" else None,
         outer_batch_size=4,
-        steps_per_epoch=2,
+        steps_per_epoch=2 * 3,
         shuffle=False,
         verbose=0,
     )

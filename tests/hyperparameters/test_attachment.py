@@ -128,7 +128,7 @@ def fit(learner, *callbacks, **arguments):
         outer_data=(x[16:], x[16:, :1]),
         batch_size=4,
         epochs=3,
-        steps_per_epoch=2,
+        steps_per_epoch=2 * 3,
         verbose=0,
     )
     return learner.fit(
@@ -166,7 +166,7 @@ def test_hyperparameters_wait_for_the_warm_up(warmup_steps, first):
 
 
 def test_several_steps_an_execution_give_the_same():
-    one, several = make_learner(), make_learner(steps_per_execution=2)
+    one, several = make_learner(), make_learner(steps_per_execution=2 * 3)
     first, second = fit(one).history, fit(several).history
     for a, b in zip(one.weights, several.weights, strict=True):
         np.testing.assert_array_equal(a, b)

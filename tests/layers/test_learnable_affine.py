@@ -239,7 +239,7 @@ def fit(learner, outer_iterations=1):
         y[:30],
         outer_data=(x[30:], y[30:]),
         batch_size=10,
-        steps_per_epoch=outer_iterations,
+        steps_per_epoch=outer_iterations * learner.hypergradient.num_steps,
         verbose=0,
     )
     return np.array(seen)
@@ -318,7 +318,7 @@ def test_compiled_iterations_give_the_eager_result(how):
             np.arange(40) % 3,
             outer_split=0.5,
             batch_size=10,
-            steps_per_epoch=2,
+            steps_per_epoch=2 * 2,
             verbose=0,
         ).history["hypergradient_norm"]
         results.append([norms, *learner.get_weights()])
@@ -380,7 +380,7 @@ def test_outer_images_open_the_range_or_close_it():
             y[:200],
             outer_data=(outer, y[200:]),
             batch_size=50,
-            steps_per_epoch=40,
+            steps_per_epoch=40 * 5,
             verbose=0,
         )
         ends.append(float(*learner.hyperparameter_values().values()))

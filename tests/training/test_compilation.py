@@ -82,7 +82,7 @@ def fit(learner):
         *make_data(),
         outer_data=make_data(seed=1),
         batch_size=8,
-        steps_per_epoch=3,
+        steps_per_epoch=3 * learner.hypergradient.num_steps,
         verbose=0,
     )
     return history.history

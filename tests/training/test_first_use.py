@@ -76,7 +76,7 @@ def test_two_stages_equal_two_learners(estimator, eagerly):
     learner = hs.BilevelModel(model, seed=0)
     model.layers[0].trainable = False
     compile_(learner)
-    fit(learner, steps_per_epoch=1)
+    fit(learner, steps_per_epoch=learner.hypergradient.num_steps)
     model.layers[0].trainable = True
     twin = make_model()
     weights = [w.numpy() for w in model.weights if "kernel" == w.name]
@@ -92,7 +92,7 @@ def test_two_stages_equal_two_learners(estimator, eagerly):
     compile_(other)
     for stage in (learner, other):
         stage.outer_level.memory.forget_if(1.0)
-        fit(stage, steps_per_epoch=2)
+        fit(stage, steps_per_epoch=2 * stage.hypergradient.num_steps)
     for a, b in zip(
         model.trainable_variables, twin.trainable_variables, strict=True
     ):
@@ -184,7 +184,7 @@ def test_outer_failure_leaves_the_progress_of_the_weights(level):
         y if level == "outer" else y * np.nan,
         outer_data=(X[16:], bad if level == "outer" else Y[16:]),
         batch_size=4,
-        steps_per_epoch=3,
+        steps_per_epoch=3 * learner.hypergradient.num_steps,
         verbose=0,
     )
     assert history.history["skipped_updates"] == [3.0]

@@ -56,7 +56,7 @@ def test_schedule_is_checked_over_all_steps_before_the_first():
     # `initial_epoch` leaves one epoch, steps 12 to 17, and then none.
     with pytest.raises(ValueError, match="inner step 17"):
         fit(learner, epochs=2, initial_epoch=1)
-    fit(learner, epochs=2, initial_epoch=1, steps_per_epoch=2)
+    fit(learner, epochs=2, initial_epoch=1, steps_per_epoch=4)  # to 15
 
 
 def test_schedule_of_many_steps_is_looked_at_from_end_to_end():

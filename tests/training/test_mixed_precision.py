@@ -150,7 +150,7 @@ def test_small_gradients_of_float16_layers_are_not_lost():
             y,
             outer_data=(x[:32], y[:32]),
             batch_size=32,
-            steps_per_epoch=1,
+            steps_per_epoch=learner.hypergradient.num_steps,
             verbose=0,
             shuffle=False,
         )

@@ -79,7 +79,8 @@ def assert_same(first, second):
 
 def prepared(start):
     learner = make_learner(start)
-    fit(learner, epochs=1, steps_per_epoch=1)  # builds all there is to build
+    # Builds all there is to build.
+    fit(learner, epochs=1, steps_per_epoch=learner.hypergradient.num_steps)
     return learner
 
 

@@ -60,12 +60,12 @@ def make_learner(
     return learner
 
 
-def fit(learner, **arguments):
+def fit(learner, chains_per_epoch=5, **arguments):
     defaults = dict(
         outer_data=make_data(48, seed=1),
         batch_size=16,
         epochs=2,
-        steps_per_epoch=5,
+        steps_per_epoch=chains_per_epoch * learner.hypergradient.num_steps,
         verbose=0,
     )
     return learner.fit(*make_data(), **(defaults | arguments)).history
@@ -163,7 +163,7 @@ def fit_dense(learner):
         y[:64],
         outer_data=(x[64:], y[64:]),
         batch_size=16,
-        steps_per_epoch=4,
+        steps_per_epoch=4 * learner.hypergradient.num_steps,
         verbose=0,
     )
     return learner
@@ -231,7 +231,7 @@ def test_replicas_are_alike_bit_for_bit_after_500_noisy_iterations(mirrored):
         strategy=mirrored,
         temperature=1e-3,
     )
-    fit(learner, epochs=1, steps_per_epoch=500)
+    fit(learner, epochs=1, chains_per_epoch=500)
     assert int(learner.outer_iterations.numpy()) == 500
     assert_replicas_are_alike(learner)
     for variable in variables(learner):
@@ -271,7 +271,7 @@ def test_local_batch_statistics_are_averaged(mirrored):
 def test_evaluate_and_predict_on_sizes_that_do_not_divide(mirrored):
     one, two = make_learner(), make_learner(strategy=mirrored)
     for learner in (one, two):
-        fit(learner, epochs=1, steps_per_epoch=1)
+        fit(learner, epochs=1, chains_per_epoch=1)
     x, y = make_data(13, seed=3)
     expected = one.evaluate(x, y, batch_size=4, return_dict=True, verbose=0)
     logs = two.evaluate(x, y, batch_size=4, return_dict=True, verbose=0)
@@ -313,7 +313,7 @@ def test_mirrored_strategy_of_one_replica_serves_every_estimator():
             for strategy in (None, alone)
         )
         for each in (expected, learner):
-            fit(each, epochs=1, steps_per_epoch=2)
+            fit(each, epochs=1, chains_per_epoch=2)
         assert_close(learner, expected)
 
 
@@ -372,7 +372,7 @@ def test_graph_does_not_grow_with_the_chain(mirrored, replicas):
             hs.estimators.HPOSGLD(num_steps // 2, num_steps // 2),
             strategy=mirrored if replicas == 2 else None,
         )
-        fit(learner, epochs=1, steps_per_epoch=1)  # builds
+        fit(learner, epochs=1, chains_per_epoch=1)  # builds
         x, y = make_data(16)
 
         def stacked(array, n=num_steps):
@@ -418,7 +418,7 @@ class Unaware(hs.estimators.HPOSGLD):
         ("hpo_sgld", dict(jit_compile=True), "`jit_compile=True` compiles"),
         (
             "hpo_sgld",
-            dict(steps_per_execution=2),
+            dict(steps_per_execution=100),
             "`steps_per_execution` must be 1",
         ),
     ],
