@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import pytest
+import slowest
 import tensorflow as tf
 from builders import has_version
 
@@ -16,6 +17,11 @@ if len(tf.config.list_physical_devices("CPU")) == 1:
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    slowest.mark(items, slowest.listed(), is_whole)
 
 
 @pytest.fixture(autouse=True, scope="session")
