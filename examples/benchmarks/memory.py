@@ -1,6 +1,8 @@
 """Peak memory against the length of the chain and the number of weights.
 
-A multilayer perceptron with one L2 strength for each weight. Each point is a
+A multilayer perceptron with one strength for each weight: of L2 in a learner,
+of weight decay where `LearnHyperparameters` learns in a plain fit by Adam, by
+chains of at most five steps. Each point is a
 process of its own, in which nothing but one method runs; the figure is the peak
 resident memory beyond what there was once TensorFlow was loaded. Batches are
 one example of eight numbers, so that next to nothing of it is the batches of a
@@ -21,11 +23,11 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-PLAIN = ("plain SGD", "plain Adam")
+PLAIN = ("plain SGD", "plain Adam", "callback")
 LEARNED = ("HPO-SGLD", "AdjointSGLD", "IFT-CG", "RMD")
 FULL = {"steps": (10, 100, 1000), "units": (1000, 2000, 4000)}
 QUICK = {"steps": (2,), "units": ()}
-QUICK_METHODS = ("plain Adam", "HPO-SGLD", "RMD")
+QUICK_METHODS = ("plain Adam", "callback", "HPO-SGLD", "RMD")
 UNITS, STEPS = 1000, 10  # where the other of the two varies
 BATCH, INPUTS = 1, 8  # small, for batches are not to count
 
@@ -67,14 +69,22 @@ def measure(method, num_steps, units):
     arguments = {"batch_size": BATCH, "verbose": 0}
     estimate = 0
     if not learned:
-        optimizer = {
-            "plain SGD": keras.optimizers.SGD,
-            "plain Adam": keras.optimizers.Adam,
-        }[method](1e-3)
-        model.compile(optimizer, loss=loss, jit_compile=False)
-        data = tf.data.Dataset.from_tensors((x, y)).repeat(num_steps)
+        kinds = keras.optimizers
+        kind = kinds.SGD if method == "plain SGD" else kinds.Adam
+        model.compile(kind(1e-3), loss=loss, jit_compile=False)
+        data = tf.data.Dataset.from_tensors((x, y)).repeat(max(num_steps, 10))
+        callbacks = []
+        if method == "callback":
+            decay = hs.regularizers.LearnableWeightDecay(
+                granularity="parameter"
+            )
+            callbacks.append(
+                hs.callbacks.LearnHyperparameters(
+                    (x, y), batch_size=BATCH, regularizer=decay
+                )
+            )
         for _ in range(3):
-            model.fit(data, verbose=0)
+            model.fit(data, verbose=0, callbacks=callbacks)
     else:
         kinds, half = hs.estimators, num_steps // 2
         estimator = {

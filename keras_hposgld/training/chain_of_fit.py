@@ -106,23 +106,28 @@ class KeptState(tf.Module):
         leaves = tf.nest.flatten(_kept(state))
         self.leaves = [placement.own_variable(leaf) for leaf in leaves]
 
-    def into(self, fresh: Any, is_new: tf.Tensor) -> Any:
+    def into(self, make: Callable, is_new: tf.Tensor) -> Any:
         """The state before a step.
 
         Args:
-            fresh: What `estimator.init` returned.
+            make: Function without arguments, `estimator.init`.
             is_new: Boolean tensor: whether a chain begins. The last outer
                 gradient stays in any case.
         """
+        fresh = make()
+        number = len(tf.nest.flatten(fresh.outer))
 
-        def kept() -> tuple:
-            values = [variable.value() for variable in self.leaves]
-            return tf.nest.pack_sequence_as(_kept(fresh), values)
+        def begin() -> None:
+            # Made here, so that other steps need no memory for it.
+            leaves = tf.nest.flatten(_kept(make()))
+            for variable, leaf in list(zip(self.leaves, leaves, strict=True))[
+                number:
+            ]:
+                variable.assign(leaf)
 
-        outer = kept()[0]
-        # Not `tf.where`, which would pass over all of it.
-        own, h, losses = tf.cond(
-            is_new, lambda: _kept(fresh)[1:], lambda: kept()[1:]
+        tf.cond(is_new, begin, lambda: None)
+        outer, own, h, losses = tf.nest.pack_sequence_as(
+            _kept(fresh), [variable.value() for variable in self.leaves]
         )
         return fresh._replace(own=own, h=h, outer=outer, losses=losses)
 

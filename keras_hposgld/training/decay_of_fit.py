@@ -66,13 +66,12 @@ def take_off(
         is_taken: Boolean tensor, or `True`.
         placement: `OneReplica` or `Replicas`.
     """
-    placement.subtract(
-        weights,
-        [
+    if is_taken is not True:  # else it would cost two copies of the weights
+        amounts = [
             a if a is None else tf.where(is_taken, a, tf.zeros_like(a))
             for a in amounts
-        ],
-    )
+        ]
+    placement.subtract(weights, amounts)
 
 
 @contextlib.contextmanager

@@ -120,10 +120,12 @@ class LearningStep(tf.Module):
         chain = self._chain(problem, before).with_steps(
             lambda sources: step.take(train_step, data, sources)
         )
-        fresh = estimator.init(chain, tensors(problem.weights))
         state = estimator.step(
             chain,
-            self.kept.into(fresh, index == 0),
+            self.kept.into(
+                lambda: estimator.init(chain, tensors(problem.weights)),
+                index == 0,
+            ),
             tf.cast(index, tf.int32),
             None,
             self.outer_batch(chain_number, self._place(estimator, index)),

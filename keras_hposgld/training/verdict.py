@@ -3,9 +3,12 @@
 Each warning names what was seen, in numbers, and the way out.
 """
 
+import hashlib
+import math
 import warnings
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
@@ -42,7 +45,7 @@ class Verdict:
         self.num_examples = num_examples
         self.advice = advice
         self.before = [
-            (owner, variable, variable.numpy())
+            (variable, _digest(variable))
             for owner in owners
             for variable in owner.hyperparameter_variables
         ]
@@ -113,8 +116,8 @@ class Verdict:
             return None
         still = [
             variable.path
-            for _, variable, value in self.before
-            if np.array_equal(value, variable.numpy())
+            for variable, digest in self.before
+            if digest == _digest(variable)
         ]
         if not still:
             return None
@@ -148,9 +151,10 @@ class Verdict:
 
     def _too_many(self) -> str | None:
         number = sum(
-            int(np.size(value))
-            for owner, _, value in self.before
+            math.prod(variable.shape)
+            for owner in self.owners
             if isinstance(owner, WeightHyperparameter) and not owner.shrinkage
+            for variable in owner.hyperparameter_variables
         )
         if number <= MANY * self.num_examples:
             return None
@@ -178,3 +182,9 @@ class Verdict:
             "`shrinkage=0.5`, more outer data, or early stopping on "
             "`val_outer_loss`."
         )
+
+
+def _digest(variable: keras.Variable) -> bytes:
+    """By which a value is known again, without a copy of it."""
+    value = np.ascontiguousarray(variable.numpy())
+    return hashlib.blake2b(value, digest_size=16).digest()
