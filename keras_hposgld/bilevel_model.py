@@ -10,11 +10,11 @@ from typing import Any
 import keras
 
 from keras_hposgld.core.checks import check_known
-from keras_hposgld.data.elements import inputs_of
-from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.data.everything import Everything
 from keras_hposgld.training.batch_count import chains_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
+from keras_hposgld.training.refit import refit_after
 
 STARTS = ("continue", "initial")
 
@@ -169,6 +169,7 @@ class BilevelModel(BilevelLearner):
         sample_weight: Any = None,
         steps_per_epoch: int | None = None,
         callbacks: Any = None,
+        refit: bool = False,
         **keras_arguments: Any,
     ) -> keras.callbacks.History:
         """Trains the weights and learns the hyperparameters.
@@ -191,6 +192,16 @@ class BilevelModel(BilevelLearner):
             sample_weight: Applies to the inner level.
             steps_per_epoch: Batches of the inner level in an epoch, rounded
                 up to whole chains. Defaults to one pass over the training data.
+            callbacks: As in Keras. They see the learning, not the refit.
+            refit: Whether to end with fresh weights, trained by `refit` on
+                training and outer examples together, with the same weights of
+                examples and classes, `batch_size` and validation data. It
+                takes as many epochs as the learning came to, so that one that
+                `EarlyStopping` ended is not trained longer; after
+                `steps_per_epoch`, as many batches, rounded up to whole passes.
+                If it fails or is interrupted, the model is as learning left
+                it, whose `history` is kept. It needs arrays. Defaults to
+                `False`.
             **keras_arguments: `verbose`, `initial_epoch`, `validation_steps`,
                 `validation_freq`.
 
@@ -198,11 +209,13 @@ class BilevelModel(BilevelLearner):
             `keras.callbacks.History` with `"loss"` (inner, regularization
             included, mean over the inner steps), `"outer_loss"`,
             `"hypergradient_norm"`, `"skipped_updates"` and the metrics, and
-            their validation values, `"val_outer_loss"` among them.
+            their validation values, `"val_outer_loss"` among them. After a
+            refit its attribute `refit` is the `History` of that.
 
         Raises:
             ValueError: If outer data are missing, given twice, empty, or of
-                another structure than the training data.
+                another structure than the training data; if `refit=True` and
+                they cannot be joined with those.
             RuntimeError: If `compile` was not called, or if
                 `max_skipped_updates` updates in a row were skipped because a
                 number was not finite. Weights and hyperparameters are then
@@ -213,28 +226,38 @@ class BilevelModel(BilevelLearner):
                 "`compile(...)` must be called before `fit(...)`."
             )
         check_fit(x, outer_data, batch_size, outer_batch_size, steps_per_epoch)
-        self.seed = self.placement.agreed(self.seed)
-        self.sampler.seed = self.placement.agreed(self.sampler.seed)
-        data = FitData.from_fit(
-            (x, y, sample_weight),
+        examples = (x, y, sample_weight)
+        levels = dict(
             class_weight=class_weight,
             validation_split=validation_split,
             validation_data=validation_data,
             outer_data=outer_data,
-            outer_split=self.outer_split_for(outer_data, outer_split),
+        )
+        everything = (
+            Everything(examples, example_weights=self.example_weights, **levels)
+            if refit
+            else None
+        )
+        data = self.data_of_fit(
+            examples,
+            outer_split=outer_split,
             batch_size=batch_size,
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,
-            seed=self.seed,
-            inputs=inputs_of(self.model),
-            needs_targets=self._needs_targets(),
-            example_weights=self.example_weights,
+            **levels,
         )
-        return self._steps.fit(
-            data,
-            steps_per_epoch,
+        arguments = keras_arguments | dict(
             epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
             validation_batch_size=validation_batch_size or batch_size,
-            callbacks=callbacks,
-            **keras_arguments,
         )
+        history = self._steps.fit(data, callbacks=callbacks, **arguments)
+        if everything is not None:
+            history.refit = refit_after(
+                *(self, history, everything),
+                batch_size=batch_size,
+                shuffle=shuffle,
+                validation_data=data.validation_data,
+                **arguments,
+            )
+        return history

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 
 from keras_hposgld.core.checks import check_number
+from keras_hposgld.data.elements import inputs_of
 from keras_hposgld.data.examples import with_learned_weights
+from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import attached_before
@@ -84,11 +86,36 @@ class BilevelLearner(Learner):
             return sample_weight
         return self.example_weights.weigh(sample_weight)
 
-    def outer_split_for(self, outer_data: Any, outer_split: Any) -> float:
-        """The share of the outer data in a `fit` with these arguments."""
-        if outer_split is not None:
-            return outer_split
-        return self.outer_split if outer_data is None else 0.0
+    def data_of_fit(
+        self,
+        examples: tuple,
+        *,
+        outer_data: Any,
+        outer_split: float | None,
+        **arguments: Any,
+    ) -> FitData:
+        """The data of both levels of a `fit`; settles the seeds.
+
+        Args:
+            examples: Tuple `(x, y, sample_weight)`.
+            outer_data: As in `fit`.
+            outer_split: As in `fit`.
+            **arguments: As in `FitData.from_fit`.
+        """
+        self.seed = self.placement.agreed(self.seed)
+        self.sampler.seed = self.placement.agreed(self.sampler.seed)
+        if outer_split is None:
+            outer_split = self.outer_split if outer_data is None else 0.0
+        return FitData.from_fit(
+            examples,
+            outer_data=outer_data,
+            outer_split=outer_split,
+            seed=self.seed,
+            inputs=inputs_of(self.model),
+            needs_targets=self._needs_targets(),
+            example_weights=self.example_weights,
+            **arguments,
+        )
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes `fit` is going to need, activations not counted.

@@ -37,7 +37,11 @@ class BilevelSteps:
                 learner.starting_weights.remember(learner.trainable_variables)
 
     def fit(
-        self, data: FitData, steps_per_epoch: int | None, **arguments: Any
+        self,
+        data: FitData,
+        *,
+        steps_per_epoch: int | None = None,
+        **arguments: Any,
     ) -> keras.callbacks.History:
         """Keras's `fit` of the learner, on chains of batches.
 

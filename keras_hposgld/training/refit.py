@@ -4,6 +4,9 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.data.batches import DEFAULT_BATCH_SIZE
+from keras_hposgld.data.everything import Everything
+from keras_hposgld.data.everything import passes_of
 from keras_hposgld.hyperparameters.addresses import weight_addresses
 from keras_hposgld.hyperparameters.copying import unchanged_on_error
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
@@ -36,8 +39,54 @@ def refit(
     fresh.compile(optimizer=optimizer, **learner.plain_compile_arguments())
     with decay_held_fixed(fresh):
         history = fresh.fit(x, y, **fit_arguments)
-    copy_weights(fresh, model)
+    with unchanged_on_error(model.variables):  # all of them, or none
+        copy_weights(fresh, model)
     return history
+
+
+def refit_after(
+    learner: Any,
+    learning: keras.callbacks.History,
+    everything: Everything,
+    *,
+    epochs: int,
+    steps_per_epoch: int | None,
+    batch_size: int | None,
+    initial_epoch: int = 0,
+    **fit_arguments: Any,
+) -> keras.callbacks.History:
+    """The same at the end of a `fit` that has learned.
+
+    Args:
+        learner: `BilevelModel`.
+        learning: The `History` of the learning.
+        everything: `Everything`.
+        epochs: Integer, those of the `fit`. If it ended earlier, as many are
+            trained as it came to.
+        steps_per_epoch: Integer or `None`: the batches of an epoch of that
+            `fit`. As many are trained, rounded up to whole passes.
+        batch_size: Integer or `None`.
+        initial_epoch: Not used: fresh weights begin at the first epoch.
+        **fit_arguments: As in `keras.Model.fit`.
+    """
+    del initial_epoch
+    if learning.epoch:
+        epochs = learning.epoch[-1] + 1
+    x, y, sample_weight = everything.joined()
+    if steps_per_epoch is not None:
+        epochs = passes_of(
+            epochs * steps_per_epoch,
+            len(keras.tree.flatten(x)[0]),
+            batch_size or DEFAULT_BATCH_SIZE,
+        )
+    return learner.refit(
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        epochs=epochs,
+        **fit_arguments,
+    )
 
 
 def refit_in_place(
