@@ -10,7 +10,6 @@ from typing import Any
 import keras
 
 from keras_hposgld.core.checks import check_known
-from keras_hposgld.data.everything import Everything
 from keras_hposgld.training.batch_count import chains_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
@@ -48,9 +47,12 @@ class BilevelModel(BilevelLearner):
         outer_split: Float in [0, 1): `outer_split` of a `fit` that is given
             neither `outer_data` nor `outer_split`, such as that of a search
             tool. Defaults to `0.0`, for none.
+        outer_folds: Integer: the same of `outer_folds`. Defaults to `None`.
 
     Raises:
         TypeError: If `model` is no `keras.Model`.
+        ValueError: If `outer_folds` is below 2, or given with `outer_split` or
+            `example_weights`.
 
     Example:
 
@@ -130,6 +132,7 @@ class BilevelModel(BilevelLearner):
                 for the bound of the strengths.
         """
         optimizer = self.use_sampler(optimizer)
+        self.fold_copies.forget_sampler()
         check_known("start", start, STARTS)
         self.outer_level.configure(
             hypergradient,
@@ -160,6 +163,7 @@ class BilevelModel(BilevelLearner):
         *,
         outer_data: Any = None,
         outer_split: float | None = None,
+        outer_folds: int | None = None,
         outer_batch_size: int | None = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
@@ -169,7 +173,7 @@ class BilevelModel(BilevelLearner):
         sample_weight: Any = None,
         steps_per_epoch: int | None = None,
         callbacks: Any = None,
-        refit: bool = False,
+        refit: bool | None = None,
         **keras_arguments: Any,
     ) -> keras.callbacks.History:
         """Trains the weights and learns the hyperparameters.
@@ -187,6 +191,15 @@ class BilevelModel(BilevelLearner):
                 the learner: at random, and of each class alike. `None`
                 (default): that of the constructor, unless there are
                 `outer_data`.
+            outer_folds: Integer of at least 2: all examples, which are arrays,
+                are divided into so many folds, at random by the seed of the
+                learner and of each class alike. Each fold is the outer level
+                of a chain with weights of its own, that are trained on the
+                others; the chains share the hyperparameters, which follow the
+                mean of their hypergradients. An epoch takes as long as that
+                many without folds. With `refit=False` the weights are those of
+                the first fold. `None` (default): that of the constructor,
+                unless there are `outer_data` or an `outer_split`.
             outer_batch_size: Integer, defaults to `batch_size`.
             class_weight: Applies to the inner level.
             sample_weight: Applies to the inner level.
@@ -200,8 +213,8 @@ class BilevelModel(BilevelLearner):
                 `EarlyStopping` ended is not trained longer; after
                 `steps_per_epoch`, as many batches, rounded up to whole passes.
                 If it fails or is interrupted, the model is as learning left
-                it, whose `history` is kept. It needs arrays. Defaults to
-                `False`.
+                it, whose `history` is kept. It needs arrays. `None` (default):
+                `True` with folds, `False` without.
             **keras_arguments: `verbose`, `initial_epoch`, `validation_steps`,
                 `validation_freq`.
 
@@ -215,16 +228,13 @@ class BilevelModel(BilevelLearner):
         Raises:
             ValueError: If outer data are missing, given twice, empty, or of
                 another structure than the training data; if `refit=True` and
-                they cannot be joined with those.
+                they cannot be joined with those; if `outer_folds` are out of
+                range or do not go with another argument.
             RuntimeError: If `compile` was not called, or if
                 `max_skipped_updates` updates in a row were skipped because a
                 number was not finite. Weights and hyperparameters are then
                 those before the first of them.
         """
-        if not self.compiled:
-            raise RuntimeError(
-                "`compile(...)` must be called before `fit(...)`."
-            )
         check_fit(x, outer_data, batch_size, outer_batch_size, steps_per_epoch)
         examples = (x, y, sample_weight)
         levels = dict(
@@ -233,14 +243,15 @@ class BilevelModel(BilevelLearner):
             validation_data=validation_data,
             outer_data=outer_data,
         )
+        folds = self.folds_of_fit(outer_data, outer_split, outer_folds)
+        is_refit = bool(folds) if refit is None else refit
         everything = (
-            Everything(examples, example_weights=self.example_weights, **levels)
-            if refit
-            else None
+            self.everything_of(examples, **levels) if is_refit else None
         )
         data = self.data_of_fit(
             examples,
             outer_split=outer_split,
+            outer_folds=folds,
             batch_size=batch_size,
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,

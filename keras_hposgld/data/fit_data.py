@@ -17,6 +17,7 @@ from keras_hposgld.data.examples import check_indices
 from keras_hposgld.data.examples import check_splits
 from keras_hposgld.data.examples import split_off
 from keras_hposgld.data.examples import with_indices
+from keras_hposgld.data.folds import folded_levels
 from keras_hposgld.data.kinds import level_data
 from keras_hposgld.data.level import check_same_structure
 from keras_hposgld.data.level import Level
@@ -30,16 +31,25 @@ class FitData:
         levels: List of `Level`s: the inner one, then the outer one; or the
             outer one alone.
         validation_data: As Keras takes it, or `None`.
+        num_folds: Integer: of how many folds the levels hold the examples, on
+            the leading axis of their chains. Defaults to `1`, without that
+            axis.
 
     Raises:
         ValueError: If two levels do not feed the same model.
     """
 
-    def __init__(self, levels: list[Level], validation_data: Any = None):
+    def __init__(
+        self,
+        levels: list[Level],
+        validation_data: Any = None,
+        num_folds: int = 1,
+    ):
         if len(levels) == 2:
             check_same_structure(*levels)
         self.levels = levels
         self.validation_data = validation_data
+        self.num_folds = num_folds
 
     @classmethod
     def from_fit(
@@ -48,6 +58,7 @@ class FitData:
         *,
         outer_data: Any = None,
         outer_split: float = 0.0,
+        outer_folds: int = 0,
         validation_data: Any = None,
         validation_split: float = 0.0,
         outer_batch_size: int | None = None,
@@ -61,6 +72,7 @@ class FitData:
 
         Args:
             examples: Tuple `(x, y, sample_weight)` of the training data.
+            outer_folds: Integer, the folds; 0 for none.
             example_weights: `ExampleWeights` or `None`. With it, the third
                 part of an inner batch are the indices of its examples.
             needs_targets: Whether the inner and the outer objective do.
@@ -72,14 +84,24 @@ class FitData:
                 another structure than the training data; if an argument does
                 not go with a kind of data.
         """
-        examples, outer_data, validation_data = _split(
-            as_arrays(examples),
-            outer_data,
-            outer_split,
-            validation_data,
-            validation_split,
-            seed,
+        examples = as_arrays(examples)
+        check_splits(
+            examples,
+            validation_split=validation_split,
+            outer_split=outer_split,
+            outer_folds=outer_folds,
         )
+        if validation_split and validation_data is None:
+            examples, validation_data = split_off(
+                examples, validation_split, "validation_split"
+            )
+        if outer_folds:
+            how = dict(seed=seed, class_weight=class_weight) | arguments
+            levels = folded_levels(
+                *(examples, outer_folds, outer_batch_size, needs_targets), **how
+            )
+            return cls(levels, validation_data, outer_folds)
+        examples, outer_data = _split(examples, outer_data, outer_split, seed)
         if example_weights is not None:
             examples = with_indices(examples, example_weights.num_examples)
         inner = level_data(
@@ -198,40 +220,28 @@ class FitData:
     def bytes_of(self, num_steps: int) -> int:
         """The bytes of the batches of two chains: of one, and of the next."""
         first = flat([level.first_batch() for level in self.levels])
-        return 2 * num_steps * sum(np.asarray(part).nbytes for part in first)
+        batches = 2 * num_steps * self.num_folds
+        return batches * sum(np.asarray(part).nbytes for part in first)
 
 
-def _split(
-    examples, outer_data, outer_split, validation_data, validation_split, seed
-):
-    """Cuts off the validation data and draws the outer ones, where asked for.
+def _split(examples, outer_data, outer_split, seed):
+    """Draws the outer data from the training data, where asked for.
 
     Returns:
-        The training examples, the outer and the validation data.
+        The training examples and the outer data.
     """
-    check_splits(
-        examples,
-        validation_split=validation_split,
-        outer_split=outer_split,
-    )
-    if validation_split and validation_data is None:
-        examples, validation_data = split_off(
-            examples, validation_split, "validation_split"
-        )
     if outer_split:
         if outer_data is not None:
             raise ValueError(
                 "`outer_data` and `outer_split` exclude each other. "
                 f"Received: both, outer_split={outer_split}."
             )
-        examples, outer_data = split_examples(
-            examples, outer_split, "outer_split", seed=seed
-        )
+        return split_examples(examples, outer_split, "outer_split", seed=seed)
     if outer_data is None:
         raise ValueError(
             "`outer_data` must be given: the hyperparameters are learned "
             "on examples that the weights are not trained on. "
             "Received: outer_data=None. Pass `outer_data=(x, y)` or "
-            "`outer_split=0.2`."
+            "`outer_split=0.2`, or `outer_folds=5` where examples are few."
         )
-    return examples, outer_data, validation_data
+    return examples, outer_data

@@ -124,6 +124,45 @@ def split_examples(
     return _rows(examples, ~is_outer), _rows(examples, is_outer)
 
 
+def fold_numbers(
+    examples: tuple, number: int, name: str, seed: int = 0
+) -> np.ndarray:
+    """Divides examples into folds at random, of each class alike.
+
+    Folds differ in length by one at most, and so do the examples of a class in
+    them. Targets are classes where `split` takes them for such by `"auto"`.
+
+    Args:
+        examples: Tuple that begins with inputs and targets.
+        number: Integer, the folds.
+        name: What the user calls that number.
+        seed: Integer `>= 0`.
+
+    Returns:
+        Integer array: the fold of each example.
+
+    Raises:
+        ValueError: If there are no arrays of one length, or fewer examples
+            than folds.
+    """
+    length = _length(examples, name)
+    if number > length:
+        raise ValueError(
+            f"`{name}` must be at most the number of examples. "
+            f"Received: {name}={number} and {length} examples. Lower it."
+        )
+    # Not the numbers that draw an outer set or shuffle the passes.
+    draws = np.random.default_rng((check_seed("seed", seed), 0, 2))
+    classes = _classes(examples[1], "auto", math.ceil(length / number))
+    order = draws.permutation(length)
+    if classes is not None:
+        order = order[np.argsort(classes[order], kind="stable")]
+    # Dealt out in turn, class after class.
+    fold_of = np.empty(length, int)
+    fold_of[order] = np.arange(length) % number
+    return draws.permutation(number)[fold_of]
+
+
 def _length(examples, name):
     """The number of examples."""
     leaves = [leaf for leaf in keras.tree.flatten(examples) if leaf is not None]

@@ -8,14 +8,16 @@ import keras
 
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.data.elements import inputs_of
+from keras_hposgld.data.everything import Everything
 from keras_hposgld.data.examples import with_learned_weights
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import attached_before
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.training import checks
 from keras_hposgld.training.bilevel_steps import BilevelSteps
-from keras_hposgld.training.checks import check_learnable
+from keras_hposgld.training.folds import FoldCopies
 from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.refit import refit
@@ -33,6 +35,7 @@ class BilevelLearner(Learner):
         seed: Integer or `None`.
         name: String.
         outer_split: Float.
+        outer_folds: Integer or `None`.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class BilevelLearner(Learner):
         seed: int | None = None,
         name: str | None = None,
         outer_split: float = 0.0,
+        outer_folds: int | None = None,
     ):
         super().__init__(model, seed=seed, name=name)
-        check_learnable(regularizer, example_weights)
+        checks.check_learnable(regularizer, example_weights)
         # Kept and saved by each learner of the model, whoever attached it.
         before = attached_before(model)
         if before is not None and regularizer not in (None, before):
@@ -61,7 +65,11 @@ class BilevelLearner(Learner):
         self.filter = filter
         self.example_weights = example_weights
         self.outer_split = check_number("outer_split", outer_split, below=1)
+        self.outer_folds = checks.checked_folds(
+            outer_folds, outer_split, example_weights
+        )
         self.starting_weights = WeightCopies("starting_weights")
+        self.fold_copies = FoldCopies()
         self._steps = BilevelSteps(self)
         if self.built:
             self.find_hyperparameters()
@@ -86,12 +94,40 @@ class BilevelLearner(Learner):
             return sample_weight
         return self.example_weights.weigh(sample_weight)
 
+    def folds_of_fit(
+        self, outer_data: Any, outer_split: Any, outer_folds: Any
+    ) -> int | None:
+        """The number of folds of a `fit` with these arguments, or `None`.
+
+        Raises:
+            ValueError: If folds are out of range, or do not go with the other
+                arguments, the table of example weights, or the replicas.
+        """
+        if outer_folds is None and (outer_data, outer_split) == (None, None):
+            outer_folds = self.outer_folds
+        return checks.checked_folds(
+            outer_folds,
+            outer_split,
+            self.example_weights,
+            outer_data=outer_data,
+            strategy=self.placement.strategy
+            if self.placement.num_replicas > 1
+            else None,
+        )
+
+    def everything_of(self, examples: tuple, **arguments: Any) -> Everything:
+        """What a `fit` with these data ends with, see `Everything`."""
+        return Everything(
+            examples, example_weights=self.example_weights, **arguments
+        )
+
     def data_of_fit(
         self,
         examples: tuple,
         *,
         outer_data: Any,
         outer_split: float | None,
+        outer_folds: int | None,
         **arguments: Any,
     ) -> FitData:
         """The data of both levels of a `fit`; settles the seeds.
@@ -100,16 +136,25 @@ class BilevelLearner(Learner):
             examples: Tuple `(x, y, sample_weight)`.
             outer_data: As in `fit`.
             outer_split: As in `fit`.
+            outer_folds: What `folds_of_fit` returned.
             **arguments: As in `FitData.from_fit`.
+
+        Raises:
+            RuntimeError: If `compile` was not called.
         """
+        if not self.compiled:
+            raise RuntimeError(
+                "`compile(...)` must be called before `fit(...)`."
+            )
         self.seed = self.placement.agreed(self.seed)
         self.sampler.seed = self.placement.agreed(self.sampler.seed)
-        if outer_split is None:
-            outer_split = self.outer_split if outer_data is None else 0.0
+        if outer_split is None and outer_data is None and not outer_folds:
+            outer_split = self.outer_split
         return FitData.from_fit(
             examples,
             outer_data=outer_data,
-            outer_split=outer_split,
+            outer_split=outer_split or 0.0,
+            outer_folds=outer_folds or 0,
             seed=self.seed,
             inputs=inputs_of(self.model),
             needs_targets=self._needs_targets(),
@@ -149,7 +194,8 @@ class BilevelLearner(Learner):
     def state(self) -> dict[str, list[keras.Variable]]:
         """All variables that training resumes from, by what they are."""
         return super().state() | {
-            "starting_weights": list(self.starting_weights.weights)
+            "starting_weights": list(self.starting_weights.weights),
+            "folds": list(self.fold_copies.weights),
         }
 
     def own_compile_arguments(self) -> dict:
@@ -164,6 +210,7 @@ class BilevelLearner(Learner):
             "regularizer": serialize(self.regularizer),
             "example_weights": serialize(self.example_weights),
             "outer_split": self.outer_split,
+            "outer_folds": self.outer_folds,
         }
 
     def refit(
@@ -202,8 +249,11 @@ class BilevelLearner(Learner):
         x, sample_weight = with_learned_weights(
             x, sample_weight, self.example_weights
         )
-        return refit(
+        history = refit(
             *(self, optimizer, x, y),
             sample_weight=sample_weight,
             **fit_arguments,
         )
+        # Folds that learn on begin where this has ended, all of them.
+        self._steps.drop_folds()
+        return history

@@ -10,6 +10,7 @@ from keras_hposgld.training import batch_count
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training.first_chain import FirstChain
 from keras_hposgld.training.fit_watch import WatchLearning
+from keras_hposgld.training.folds import state_of_chain
 from keras_hposgld.training.memory_estimate import estimate_memory
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.memory_estimate import warn_if_too_much
@@ -26,15 +27,24 @@ class BilevelSteps:
 
     def __init__(self, learner: keras.Model):
         self.learner = learner
+        self.num_folds = learner.outer_folds or 1
 
-    def build(self, first_batch: Any) -> None:
-        """Creates all variables from a first batch, and the first start."""
+    def build(self, data: FitData) -> None:
+        """Creates all variables for the data, and the first start."""
         learner = self.learner
+        self.num_folds, copies = data.num_folds, learner.fold_copies
+        before = list(map(id, copies.values))
         with learner.distribute_strategy.scope():
-            keras_problem.build_on(learner, first_batch, learner._weigh)
+            keras_problem.build_on(learner, data.first_batch(), learner._weigh)
             self.prepare()
+            if self.num_folds > 1:
+                copies.begin(self._state_of_chain())
+            else:
+                self.drop_folds()
             if learner.start == "initial":
                 learner.starting_weights.remember(learner.trainable_variables)
+        if before != list(map(id, copies.values)):
+            learner.train_function = None  # the old one has other chains
 
     def fit(
         self,
@@ -52,7 +62,7 @@ class BilevelSteps:
             **arguments: As in `Learner.watched_fit`.
         """
         learner = self.learner
-        self.build(data.first_batch())
+        self.build(data)
         num_steps, first = learner.hypergradient.num_steps, FirstChain()
         if learner.outer_level.read(data.levels[-1], num_steps):
             learner.train_function = None  # the old one has another number
@@ -110,7 +120,28 @@ class BilevelSteps:
             learner.starting_weights.build_for(
                 learner.trainable_variables, places_of(learner.model)
             )
+        if self.num_folds > 1:
+            learner.fold_copies.build_for_folds(
+                self.num_folds, learner.model, self._state_of_chain()
+            )
         learner.track_for_checkpoints()
+
+    def drop_folds(self) -> None:
+        """Forgets the folds, which frees the memory that they take."""
+        learner = self.learner
+        if learner.fold_copies.values:
+            learner.fold_copies.build_for([], [])
+            learner.train_function = None
+            learner.track_for_checkpoints()
+
+    def _state_of_chain(self) -> dict:
+        learner = self.learner
+        return state_of_chain(
+            learner.trainable_variables,
+            keras_problem.layer_variables(learner.model),
+            learner.sampler,
+            learner.outer_level.kept,
+        )
 
     def run(self, inner_batches: Any, outer_batches: Any) -> None:
         """One outer iteration, on the stacked batches of one chain."""
@@ -137,6 +168,9 @@ class BilevelSteps:
             start=start,
             sampler=learner.sampler,
             placement=learner.placement,
+            fold_copies=learner.fold_copies.values
+            if self.num_folds > 1
+            else [],
         )
 
     def memory_estimate(self) -> MemoryEstimate:
@@ -145,6 +179,7 @@ class BilevelSteps:
         copies = [
             *learner.starting_weights.values,
             *learner.outer_level.memory.values,
+            *learner.fold_copies.values,
         ]
         return estimate_memory(
             learner.trainable_variables,
@@ -153,4 +188,5 @@ class BilevelSteps:
             learner.hyper_optimizer.variables,
             learner.hypergradient,
             learner.sampler,
+            waiting=learner.fold_copies.values,
         )

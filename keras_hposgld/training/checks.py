@@ -144,6 +144,50 @@ def check_fit(
         )
 
 
+def checked_folds(
+    outer_folds: Any,
+    outer_split: Any,
+    example_weights: Any,
+    *,
+    outer_data: Any = None,
+    strategy: Any = None,
+) -> int | None:
+    """The number of folds that is meant, `None` for none.
+
+    Args:
+        outer_folds: As in `BilevelModel`.
+        outer_split: Float or `None`.
+        example_weights: `ExampleWeights` or `None`.
+        outer_data: As in `BilevelModel.fit`.
+        strategy: `tf.distribute.Strategy` with several replicas, or `None`.
+
+    Raises:
+        ValueError: If it is not an integer above 1, or does not go with one of
+            the others.
+    """
+    if outer_folds is None:
+        return None
+    number = check_count("outer_folds", outer_folds, 2)
+    for name, value, why in (
+        ("outer_data", outer_data, "each example is an outer one in one fold"),
+        ("outer_split", outer_split or None, "folds are splits already"),
+        (
+            "example_weights",
+            example_weights,
+            "an example has no weight of its own where it is an outer one",
+        ),
+        ("strategy", strategy, "folds run on one replica"),
+    ):
+        if value is not None:
+            what = "several replicas" if name == "strategy" else f"`{name}`"
+            raise ValueError(
+                f"`outer_folds` cannot be combined with {what}: {why}. "
+                f"Received: outer_folds={number} and {name}={value!r:.80}. "
+                "Leave out one of them."
+            )
+    return number
+
+
 def check_learnable(regularizer: Any, example_weights: Any) -> None:
     """Checks what `BilevelModel` is to learn beside what its layers own.
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -43,6 +44,7 @@ def estimate_memory(
     optimizer_variables: list,
     estimator: HypergradientEstimator,
     sampler: Sampler,
+    waiting: Sequence = (),
 ) -> MemoryEstimate:
     """Adds up what is known of a run before it begins.
 
@@ -54,6 +56,8 @@ def estimate_memory(
         estimator: `HypergradientEstimator`.
         sampler: `Sampler`, whose state is in variables, and in the chain before
             and after a step.
+        waiting: Variables of which a second value waits for the chains of
+            other folds, before it is assigned.
     """
     slots = [v for part in sampler.state_variables.values() for v in part]
     weight_bytes, hyper_bytes = size_of(weights), size_of(hyperparameters)
@@ -67,12 +71,13 @@ def estimate_memory(
         size_of(optimizer_variables),
         per_weight * weight_bytes
         + per_hyperparameter * hyper_bytes
-        + 2 * size_of(slots),
+        + 2 * size_of(slots)
+        + size_of(waiting),
     )
     return MemoryEstimate(*parts, sum(parts))
 
 
-def size_of(variables: list) -> int:
+def size_of(variables: Sequence) -> int:
     """The bytes that variables hold."""
     return sum(
         value.shape.num_elements() * value.dtype.size
@@ -80,7 +85,7 @@ def size_of(variables: list) -> int:
     )
 
 
-def _values(variables: list) -> list:
+def _values(variables: Sequence) -> list:
     return [variable.value for variable in variables]
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_hposgld import estimators
 from keras_hposgld.samplers import Sampler
 from keras_hposgld.training import update_guard
+from keras_hposgld.training.folds import Folds
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import tensors
 from keras_hposgld.training.outer_level import assign_all
@@ -25,8 +26,9 @@ def run_outer_iteration(
     sampler: Sampler,
     placement: Placement,
     moves: bool = True,
+    fold_copies: Any = (),
 ) -> tf.Tensor:
-    """Runs a chain and takes one step with the hyperparameters.
+    """Runs a chain, or one a fold, and a step with the hyperparameters.
 
     If a number of the inner level is not finite, everything stays as it
     was; if one of the outer level is not, all but the weights. Metrics and
@@ -44,31 +46,39 @@ def run_outer_iteration(
         placement: `OneReplica` or `Replicas`: where the chain runs.
         moves: Whether weights and layer state become those at the end of
             the chain.
+        fold_copies: List of variables: the state of the folds beside the first
+            one. Empty (default): there is one chain.
 
     Returns:
         1 if the update was skipped, else 0.
     """
     is_new = not moves or start is not problem.weights
     slots = sampler.state_variables
-    estimate = placement.run_chain(
-        level.estimator,
-        lambda average: _chain(
-            level, problem, sampler, tensors(start) if is_new else None, average
+    folds = Folds.of_problem(problem, sampler, level.kept, fold_copies)
+    estimates = folds.run(
+        lambda *batches: placement.run_chain(
+            level.estimator,
+            lambda average: _chain(
+                level, problem, sampler, start if is_new else None, average
+            ),
+            lambda: tensors(start),
+            *batches,
         ),
-        lambda: tensors(start),
         inner_batches,
         outer_batches,
     )
+    estimate = folds.mean(estimates)
     layer_state, metrics_state = estimate.carry
     # Before this level's own metrics, which are among them, are updated.
     placement.assign_shares(problem.metrics_variables, metrics_state)
 
     def move() -> None:
         if moves:
-            assign_all(problem.weights, estimate.params)
+            assign_all(problem.weights, estimates[0].params)
             assign_all(problem.layer_variables, layer_state)
         for name, variables in slots.items():
-            assign_all(variables, estimate.sampler_state[name])
+            assign_all(variables, estimates[0].sampler_state[name])
+        folds.move_others(estimates)
 
     # An outer number that is not finite takes nothing from the weights.
     inner, _ = update_guard.causes_of(problem, level.estimator, estimate)
@@ -85,6 +95,7 @@ def run_outer_iteration(
     )
     # A graph would count also a chain for which the data have run out.
     with tf.control_dependencies([skipped]):
+        folds.remember(estimates, skipped)
         iterations.assign_add(level.estimator.num_steps)
     return skipped
 
@@ -100,7 +111,7 @@ def _chain(
     slots = sampler.state_variables.items()
     state = {name: tensors(values) for name, values in slots}
     if new_start is not None:
-        state = sampler.renew(state, new_start)
+        state = sampler.renew(state, tensors(new_start))
     return estimators.Chain(
         problem,
         tensors(problem.hyperparameters),

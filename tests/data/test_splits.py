@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
+from keras_hposgld.data.folds import folded_levels
+from keras_hposgld.data.splits import fold_numbers
 
 N = 60
 
@@ -244,3 +246,53 @@ def test_what_fit_is_given_goes_before_the_constructor():
     for share in (1.0, -0.1, float("nan"), "half"):
         with pytest.raises(ValueError, match="`outer_split` must be a finite"):
             make_learner(outer_split=share)
+
+
+@pytest.mark.parametrize("y", [CLASSES, ONE_HOT, np.linspace(0, 1, N)])
+@pytest.mark.parametrize("number", [2, 7])
+def test_folds_share_all_examples_and_each_class(y, number):
+    drawn = set()
+    for seed in range(4):
+        fold_of = fold_numbers((y, y), number, "outer_folds", seed)
+        sizes = np.bincount(fold_of, minlength=number)
+        # 60 examples; each class to within one.
+        assert sizes.sum() == N and np.ptp(sizes) <= 1
+        if y.dtype.kind != "f" or y.ndim == 2:
+            for c in np.unique(CLASSES):
+                of_class = np.bincount(fold_of[CLASSES == c], minlength=number)
+                assert np.ptp(of_class) <= 1
+        again = fold_numbers((y, y), number, "outer_folds", seed)
+        np.testing.assert_array_equal(fold_of, again)
+        drawn.add(tuple(fold_of))
+    assert len(drawn) == 4
+
+
+def test_targets_that_are_not_classes_are_only_shuffled():
+    # As many classes as examples, and floats: in runs, if they were sorted.
+    for y in (np.arange(N), np.repeat([0.0, 1.0], N // 2)):
+        fold_of = fold_numbers((y, y), 2, "outer_folds")
+        assert np.bincount(fold_of[: N // 2]).tolist() != [N // 4, N // 4]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_levels_of_a_fold_are_apart_and_batches_are_of_one_size(shuffle):
+    x = np.arange(11.0)[:, None]
+    inner, outer = folded_levels(
+        (x, x, None), 3, 2, seed=4, batch_size=9, shuffle=shuffle
+    )
+    fold_of = fold_numbers((x, x), 3, "outer_folds", 4)
+    assert (inner.batch_size, outer.batch_size) == (7, 2)
+    assert outer.num_known == 11 and inner.num_known == pytest.approx(22 / 3)
+    for level, is_outer in ((inner, False), (outer, True)):
+        seen = [set() for _ in range(3)]
+        for u, _ in level.chains(4).take(3):
+            assert u.shape == (3, 4, level.batch_size, 1)
+            for fold in range(3):
+                seen[fold] |= set(u[fold].numpy().ravel().astype(int))
+        for fold in range(3):
+            own = np.flatnonzero((fold_of == fold) == is_outer)
+            assert seen[fold] == set(own)
+    # A fit that goes on draws what it would have drawn.
+    whole = [u.numpy() for u, _ in inner.chains(4).take(3)]
+    (last,) = [u.numpy() for u, _ in inner.chains(4, lambda: 2).take(1)]
+    np.testing.assert_array_equal(whole[2], last)
