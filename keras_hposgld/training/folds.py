@@ -74,6 +74,14 @@ class FoldCopies(WeightCopies):
         """Lets the sampler of each fold begin as that of the first one."""
         self.remembered = {n for n in self.remembered if "/sampler/" not in n}
 
+    def load_own_variables(self, store: Any) -> None:
+        if not store.keys():  # of a version without folds
+            return
+        super().load_own_variables(store)
+        if "1" not in store.keys():  # saved without folds, or after a refit
+            self.build_for([], [])
+            self._is_set.assign(store["0"])
+
 
 def _names(model: keras.Model, state: dict) -> list[str]:
     """A name for each variable of a fold, by its place where it has one."""

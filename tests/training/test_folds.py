@@ -415,3 +415,14 @@ def test_folds_on_several_replicas_are_refused(mirrored):
         learner = compiled(make_learner())
     with pytest.raises(ValueError, match="combined with several replicas"):
         fit(learner)
+
+
+def test_file_of_a_learner_without_folds_has_none(tmp_path):
+    learner, other = light(), light()
+    fit(learner, epochs=1)
+    other.fit(X, Y, outer_split=0.2, **FIT)
+    other.save_weights(tmp_path / "other.weights.h5")
+    learner.load_weights(tmp_path / "other.weights.h5")
+    assert not learner.fold_copies.values
+    fit(learner, epochs=1)
+    assert len(states_of_folds(learner)) == 3
