@@ -261,19 +261,21 @@ def by_checkpoint(learner, folder):
     return other
 
 
-@pytest.mark.parametrize("way", [by_file, by_checkpoint])
+@pytest.mark.parametrize(
+    "way", [by_file, pytest.param(by_checkpoint, marks=pytest.mark.slow)]
+)
 def test_folds_go_on_from_where_they_were_saved(tmp_path, way):
-    learner = compiled(make_learner(outer_folds=3))
+    learner, whole = [compiled(make_learner(outer_folds=3)) for _ in range(2)]
     fit(learner, None, epochs=1)
     other = way(learner, tmp_path)
-    fit(learner, None)
-    fit(other, None)
+    fit(other, None, epochs=1)
+    fit(whole, None)
     assert other.outer_folds == 3
     for one, two in zip(
-        states_of_folds(learner), states_of_folds(other), strict=True
+        states_of_folds(whole), states_of_folds(other), strict=True
     ):
         assert_equal(one, two)
-    assert_equal(values(learner), values(other))
+    assert_equal(values(whole), values(other))
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -282,6 +284,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_run_that_was_stopped_resumes_from_its_backup(tmp_path):
     whole, first, second = [compiled(make_learner()) for _ in range(3)]
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")

@@ -166,9 +166,9 @@ class Stop(keras.callbacks.Callback):
         ({"epochs": 5}, 5),
         ({"epochs": 5, "callbacks": 1}, 2),
         ({"epochs": 5, "initial_epoch": 3}, 5),
-        # 12 and 27 batches, where a pass over all 72 examples takes 9.
-        ({"epochs": 2, "steps_per_epoch": 6}, 2),
-        ({"epochs": 3, "steps_per_epoch": 9}, 3),
+        # 18 and 12 batches, where a pass over all 72 examples takes 9.
+        ({"epochs": 1, "steps_per_epoch": 18}, 2),
+        ({"epochs": 4, "steps_per_epoch": 3}, 2),
     ],
 )
 def test_refit_takes_what_the_learning_took(arguments, passes):
