@@ -147,7 +147,8 @@ class BilevelModel(BilevelLearner):
         super().compile(optimizer=optimizer, auto_scale_loss=False, **plain)
         # Of `train_step`, which takes the batches of a chain.
         self.steps_per_execution = chains_of(
-            self.steps_per_execution, self.hypergradient.num_steps
+            keras_arguments.get("steps_per_execution", 1),
+            self.hypergradient.num_steps,
         )
         # In a function, lest Keras track the metrics a second time.
         self.plain_compile_arguments = lambda: plain

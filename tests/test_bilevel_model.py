@@ -254,7 +254,7 @@ def test_sample_weight_and_class_weight_count_in_the_inner_loss():
     assert np.any(state(by_class)[0] != state(neither)[0])
 
 
-def test_logs_and_progress_count_outer_iterations():
+def test_logs_and_progress_count_batches_of_whole_chains():
     seen = []
     history = fit(
         make_learner(),
@@ -266,8 +266,8 @@ def test_logs_and_progress_count_outer_iterations():
         validation_data=make_data(30, seed=2),
     )
     # 48 examples in batches of 8 are 6 inner steps; chains have 5.
-    assert seen == [0, 1, 0, 1]
-    assert history.params["steps"] == 2
+    assert seen == [4, 9, 4, 9]
+    assert history.params["steps"] == 10
     assert set(history.history) == {
         "loss",
         "outer_loss",

@@ -66,9 +66,8 @@ class WatchLearningRate(keras.callbacks.Callback):
         owners = learner.find_hyperparameters()
         params = self.params or {}  # a list of the user's may have none
         steps, epochs = params.get("steps"), params.get("epochs")
-        if self.is_first_epoch and None not in (steps, epochs):
-            batches = (epochs - epoch) * steps
-            ahead = learner.steps_ahead(batches)
+        if self.is_first_epoch and steps and epochs:
+            ahead = learner.steps_ahead((epochs - epoch) * steps)
             check_schedule(owners, learner.sampler, ahead)
         self.is_first_epoch = False
         check_learning_rate(owners, learner.sampler)

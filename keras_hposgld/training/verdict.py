@@ -186,5 +186,6 @@ class Verdict:
 
 def _digest(variable: keras.Variable) -> bytes:
     """By which a value is known again, without a copy of it."""
-    value = np.ascontiguousarray(variable.numpy())
-    return hashlib.blake2b(value, digest_size=16).digest()
+    value = np.ascontiguousarray(np.atleast_1d(variable.numpy()))
+    # As bytes: NumPy lends no buffer of numbers such as bfloat16.
+    return hashlib.blake2b(value.view(np.uint8).data, digest_size=16).digest()
