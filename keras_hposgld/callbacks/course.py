@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_hposgld.callbacks.chains import Chains
 from keras_hposgld.callbacks.checks import warn_that_no_chain_ran
+from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.training.progress import COUNTERS
 from keras_hposgld.training.progress import median_strength
 from keras_hposgld.training.verdict import Verdict
@@ -69,6 +70,7 @@ class Course:
         Args:
             num_batches: Integer, those of all fits.
         """
+        self.chains.outer_level.end(variables_of(self.owners))
         if self.chains.num_done == self.num_at_start:
             warn_that_no_chain_ran(self.chains, num_batches)
         else:

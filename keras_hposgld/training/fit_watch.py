@@ -32,12 +32,15 @@ def callbacks_of(
     if isinstance(callbacks, keras.callbacks.CallbackList):
         lower_is_better(callbacks.callbacks)
         return CountsBatches(
-            [callbacks, *own], num_steps, model=learner, **callbacks.params
+            [TakeAverages(), callbacks, *own],
+            num_steps,
+            model=learner,
+            **callbacks.params,
         )
     verbose = arguments.get("verbose", "auto")
     given = keras.tree.flatten(callbacks or [])
     lower_is_better(given)
-    joined = [*given, *own, *shown_progress(given, verbose)]
+    joined = [TakeAverages(), *given, *own, *shown_progress(given, verbose)]
     if num_steps == 1:  # Keras counts by itself, and may know how many come
         return joined
     return CountsBatches(
@@ -49,6 +52,16 @@ def callbacks_of(
         epochs=arguments.get("epochs", 1),
         steps=num_steps * arguments["steps_per_epoch"],
     )
+
+
+class TakeAverages(keras.callbacks.Callback):
+    """Ends a learner's `fit` with averages, where `use_ema` keeps some.
+
+    It comes before the callbacks of the user, who may bring back the best.
+    """
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model.outer_level.end(self.model.hyperparameters)
 
 
 class WatchLearningRate(keras.callbacks.Callback):

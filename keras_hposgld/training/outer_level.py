@@ -258,6 +258,15 @@ class OuterLevel(keras.layers.Layer):
         self.logs.skips.update_state(skipped)
         return skipped
 
+    def end(self, hyperparameters: list) -> None:
+        """What Keras's `fit` does with weights at its end: it takes averages.
+
+        Args:
+            hyperparameters: List of variables, as the optimizer was built for.
+        """
+        if self.hyper_optimizer.use_ema:
+            self.hyper_optimizer.finalize_variable_values(hyperparameters)
+
     @property
     def kept(self) -> list:
         """The variables of what the estimator keeps from chain to chain."""

@@ -174,3 +174,41 @@ def test_class_of_a_regularizer_stands_for_its_defaults():
     learner = hs.BilevelModel(keras.Sequential([keras.Input((4,)), layer]))
     (value,) = learner.hyperparameter_values().values()
     np.testing.assert_allclose(value, np.full((4, 1), 1e-3), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["learner", "callback"])
+def test_hyperparameters_end_as_averages_where_their_optimizer_keeps_some(kind):
+    # As Keras does with weights: half of the average, half of the new value.
+    optimizer = keras.optimizers.SGD(5.0, use_ema=True, ema_momentum=0.5)
+    estimator = hs.estimators.HPOSGLD(1, 1)
+    seen = []
+    if kind == "learner":
+        learner = make_learner(
+            hypergradient=estimator, hyper_optimizer=optimizer
+        )
+        model, callbacks = learner.model, []
+    else:
+        model = make_model()
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        callbacks = [
+            hs.callbacks.LearnHyperparameters(
+                OTHER, estimator, hyper_optimizer=optimizer, batch_size=2
+            )
+        ]
+    (owner,) = hs.find_hyperparameters(model)
+    (strength,) = owner.hyperparameter_variables
+    see = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(strength.numpy())
+    )
+    if kind == "learner":
+        fit(learner, callbacks=[see], epochs=2)
+    else:
+        arguments = dict(batch_size=2, epochs=2, verbose=0)
+        model.fit(X, Y, callbacks=[*callbacks, see], **arguments)
+        seen = seen[1::2]  # the ends of chains
+    average = seen[0]
+    for value in seen[1:]:
+        average = (average + value) / 2
+    assert len(seen) == 6
+    np.testing.assert_allclose(strength, average, rtol=1e-6)
+    assert np.abs(average - seen[-1]).max() > 1e-4
