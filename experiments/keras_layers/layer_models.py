@@ -54,6 +54,7 @@ FLOAT32 = keras_parts.FLOAT32 | {"RandAugment"}
 # of `ImageProjectiveTransformV3`. They get the data as they are.
 WITHOUT_DERIVATIVE = {
     *("ContrastLimitedAdaptiveHistogramEqualization", "RandomPosterization"),
+    "Discretization",
     *("RandomHue", "RandomSaturation"),
     *("RandAugment", "RandomPerspective", "RandomRotation", "RandomShear"),
     *("RandomTranslation", "RandomZoom"),
