@@ -112,7 +112,8 @@ def _die_in_epoch(number):
             self.epoch = epoch
 
         def on_train_batch_end(self, batch, logs=None):
-            if self.epoch == number and batch == 1:
+            is_late = batch > self.params["steps"] // 2  # in the epoch
+            if self.epoch == number and is_late:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return Die()
@@ -200,6 +201,8 @@ def launch(options, script=__file__):
 
     codes = run(names, names[-1:] if options.kill else ())
     if options.kill:
+        if 0 in codes:
+            raise SystemExit(f"No worker was killed: exit codes {codes}.")
         print(f"one worker was killed; exit codes {codes}", flush=True)
         codes = run(names)
     codes += run(["alone"])

@@ -139,7 +139,8 @@ KILLED = textwrap.dedent(
             self.epoch = epoch
 
         def on_train_batch_end(self, batch, logs=None):
-            if kill and self.epoch == 2 and batch == 1:
+            second = 2 * learner.hypergradient.num_steps - 1
+            if kill and self.epoch == 2 and batch == second:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     learner = make_learner()
