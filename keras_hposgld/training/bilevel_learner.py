@@ -103,7 +103,8 @@ class BilevelLearner(Learner):
             ValueError: If folds are out of range, or do not go with the other
                 arguments, the table of example weights, or the replicas.
         """
-        if outer_folds is None and (outer_data, outer_split) == (None, None):
+        is_free = outer_data is None and outer_split is None
+        if outer_folds is None and is_free:
             outer_folds = self.outer_folds
         return checks.checked_folds(
             outer_folds,

@@ -128,7 +128,11 @@ def test_generator_needs_a_number_of_steps_and_may_run_out():
     finite = (sequence[index] for index in range(6))
     with pytest.raises(RuntimeError, match="`x` must last until training"):
         learner.fit(
-            finite, outer_data=arrays, steps_per_epoch=3, epochs=2, verbose=0
+            finite,
+            outer_data=arrays,
+            steps_per_epoch=3 * 3,
+            epochs=2,
+            verbose=0,
         )
     assert int(learner.outer_iterations) == 2
 

@@ -103,4 +103,4 @@ def test_bar_of_the_users_own_stays_the_only_one():
     own = keras.callbacks.ProgbarLogger()
     assert progress.shown_progress([own], "auto") == []
     assert progress.shown_progress([], 0) == []
-    assert len(progress.shown_progress(None, 1)) == 1
+    assert len(progress.shown_progress([], 1)) == 1
