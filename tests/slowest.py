@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 LISTED = pathlib.Path(__file__).with_name("slow.txt")
-REPEATED, LONG = 1.5, 5.0  # seconds
+REPEATED, LONG = 1.0, 4.5  # seconds
 
 
 def slowest(seconds):

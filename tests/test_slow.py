@@ -19,8 +19,8 @@ def test_quickest_case_of_a_test_stays_quick():
             "a.py::test_cases[1]": 2.0,
             "a.py::test_cases[2]": 3.0,
             "a.py::test_cases[3]": 4.0,
-            "a.py::test_brief[1]": 1.0,
-            "a.py::test_brief[2]": 1.4,
+            "a.py::test_brief[1]": 0.5,
+            "a.py::test_brief[2]": 0.9,
             "b.py::test_cases[1]": 7.0,
             "b.py::test_cases[2]": 6.0,
         }
