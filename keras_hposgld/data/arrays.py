@@ -80,22 +80,44 @@ class ArrayData(Level):
         indices = tf.data.Dataset.from_generator(
             draw, output_signature=tf.TensorSpec(shape, tf.int64)
         )
-        # As elements: what a function captures, TensorFlow frees late.
-        tensors = tf.data.Dataset.from_tensors(tuple(flat(self.examples)))
-        like = packed(self.examples, map(str, self.shapes))
-
-        def chain(index, tensors):
-            rows = [tf.gather(tensor, index) for tensor in tensors]
-            return tf.data.Dataset.from_tensors(packed(like, rows))
-
-        # Not `map`: tf.data would make several chains at a time.
-        return tf.data.Dataset.zip((indices, tensors.repeat())).flat_map(chain)
+        return examples_at(indices, self)
 
     def first_batch(self):
         return tf.nest.map_structure(
             lambda x: None if x is None else x[: self.batch_size],
             self.examples,
         )
+
+
+def examples_at(
+    positions: tf.data.Dataset, data: ArrayData, rows: list | tuple = ()
+) -> tf.data.Dataset:
+    """The examples at drawn positions, in the structure of the data.
+
+    Args:
+        positions: Dataset of integer tensors.
+        data: `ArrayData`.
+        rows: List of integer arrays, one for each entry of the leading axis of
+            a tensor of positions: which examples those are positions in. Empty
+            (default): in all of them.
+    """
+    # As elements: what a function captures, TensorFlow frees late.
+    held = tf.data.Dataset.from_tensors(
+        (tuple(rows), tuple(flat(data.examples)))
+    )
+    like = packed(data.examples, map(str, data.shapes))
+
+    def chain(position, held):
+        rows, tensors = held
+        if rows:
+            position = tf.stack(
+                [tf.gather(row, position[j]) for j, row in enumerate(rows)]
+            )
+        drawn = [tf.gather(tensor, position) for tensor in tensors]
+        return tf.data.Dataset.from_tensors(packed(like, drawn))
+
+    # Not `map`: tf.data would make several chains at a time.
+    return tf.data.Dataset.zip((positions, held.repeat())).flat_map(chain)
 
 
 def drawn_indices(chain: int, shape: tuple, order: tuple) -> np.ndarray:

@@ -17,10 +17,11 @@ from keras_hposgld.data.examples import check_indices
 from keras_hposgld.data.examples import check_splits
 from keras_hposgld.data.examples import split_off
 from keras_hposgld.data.examples import with_indices
-from keras_hposgld.data.folds import folded_levels
+from keras_hposgld.data.folds import folded
 from keras_hposgld.data.kinds import level_data
 from keras_hposgld.data.level import check_same_structure
 from keras_hposgld.data.level import Level
+from keras_hposgld.data.splits import fold_numbers
 from keras_hposgld.data.splits import split_examples
 
 
@@ -95,13 +96,9 @@ class FitData:
             examples, validation_data = split_off(
                 examples, validation_split, "validation_split"
             )
-        if outer_folds:
-            how = dict(seed=seed, class_weight=class_weight) | arguments
-            levels = folded_levels(
-                *(examples, outer_folds, outer_batch_size, needs_targets), **how
-            )
-            return cls(levels, validation_data, outer_folds)
-        examples, outer_data = _split(examples, outer_data, outer_split, seed)
+        examples, outer_data = _split(
+            *(examples, outer_data, outer_split, outer_folds, seed)
+        )
         if example_weights is not None:
             examples = with_indices(examples, example_weights.num_examples)
         inner = level_data(
@@ -119,7 +116,7 @@ class FitData:
         )
         default_batch_size = arguments.pop("batch_size", None)
         outer = level_data(
-            "outer_data",
+            "outer_folds" if outer_folds else "outer_data",
             *outer_examples,
             batch_size=outer_batch_size,
             default_batch_size=default_batch_size,
@@ -127,7 +124,10 @@ class FitData:
             needs_targets=needs_targets[1],
             **arguments,
         )
-        return cls([inner, outer], validation_data)
+        if not outer_folds:
+            return cls([inner, outer], validation_data)
+        fold_of = fold_numbers(examples, outer_folds, "outer_folds", seed)
+        return cls(folded(inner, outer, fold_of), validation_data, outer_folds)
 
     @property
     def batch_sizes(self) -> dict[str, int]:
@@ -224,12 +224,16 @@ class FitData:
         return batches * sum(np.asarray(part).nbytes for part in first)
 
 
-def _split(examples, outer_data, outer_split, seed):
+def _split(examples, outer_data, outer_split, outer_folds, seed):
     """Draws the outer data from the training data, where asked for.
+
+    With folds all examples are both, since they are divided afterwards.
 
     Returns:
         The training examples and the outer data.
     """
+    if outer_folds:
+        return examples, examples
     if outer_split:
         if outer_data is not None:
             raise ValueError(

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.data.arrays import ArrayData
 from keras_hposgld.data.arrays import drawn_indices
-from keras_hposgld.data.elements import flat
-from keras_hposgld.data.elements import packed
-from keras_hposgld.data.kinds import level_data
+from keras_hposgld.data.arrays import examples_at
 from keras_hposgld.data.level import Level
-from keras_hposgld.data.splits import fold_numbers
 
 
 class FoldedLevel(Level):
@@ -32,7 +30,7 @@ class FoldedLevel(Level):
         num_in_pass: Number: how many examples are one pass over this level.
     """
 
-    def __init__(self, arrays: Any, rows: list, num_in_pass: float):
+    def __init__(self, arrays: ArrayData, rows: list, num_in_pass: float):
         self.arrays = arrays
         self.name = arrays.name
         self.shapes = arrays.shapes
@@ -69,70 +67,20 @@ class FoldedLevel(Level):
             draw,
             output_signature=tf.TensorSpec((len(lengths), *shape), tf.int64),
         )
-        examples = self.arrays.examples
-        rows = tf.data.Dataset.from_tensors(tuple(self.rows)).repeat()
-        tensors = tf.data.Dataset.from_tensors(tuple(flat(examples))).repeat()
-        like = packed(examples, map(str, self.shapes))
-
-        def chain(position, rows, tensors):
-            index = tf.stack(
-                [tf.gather(row, position[j]) for j, row in enumerate(rows)]
-            )
-            drawn = [tf.gather(tensor, index) for tensor in tensors]
-            return tf.data.Dataset.from_tensors(packed(like, drawn))
-
-        # Not `map`: tf.data would make several chains at a time.
-        return tf.data.Dataset.zip((positions, rows, tensors)).flat_map(chain)
+        return examples_at(positions, self.arrays, self.rows)
 
 
-def folded_levels(
-    examples: tuple,
-    number: int,
-    outer_batch_size: int | None = None,
-    needs_targets: tuple[bool, bool] = (True, True),
-    *,
-    seed: int,
-    batch_size: int | None = None,
-    class_weight: dict | None = None,
-    **arguments: Any,
-) -> list[Level]:
+def folded(inner: Any, outer: Any, fold_of: np.ndarray) -> list[Level]:
     """The inner and the outer level of all folds.
 
     Args:
-        examples: Tuple `(x, y, sample_weight)` of arrays.
-        number: Integer, the folds.
-        outer_batch_size: Integer, `None` for `batch_size`.
-        needs_targets: Whether the inner and the outer objective do.
-        seed: Integer.
-        batch_size: As in `level_data`.
-        class_weight: Of the inner level.
-        **arguments: `shuffle` and `inputs`, as in `level_data`.
-
-    Raises:
-        ValueError: If there are fewer examples than folds, or for the reasons
-            of `level_data`.
+        inner: `ArrayData` of all examples, as the inner objective takes them.
+        outer: The same, as the outer one does.
+        fold_of: Integer array, the fold of each example.
     """
-    fold_of = fold_numbers(examples, number, "outer_folds", seed)
+    number = int(fold_of.max()) + 1
     folds = [np.flatnonzero(fold_of == fold) for fold in range(number)]
     others = [np.flatnonzero(fold_of != fold) for fold in range(number)]
-    inner = level_data(
-        "x",
-        *examples,
-        batch_size=batch_size,
-        class_weight=class_weight,
-        seed=seed,
-        needs_targets=needs_targets[0],
-        **arguments,
-    )
-    outer = level_data(
-        "outer_folds",
-        *examples,
-        batch_size=outer_batch_size,
-        default_batch_size=batch_size,
-        seed=seed + 1,
-        needs_targets=needs_targets[1],
-        **arguments,
-    )
     # Each example is an inner one in all folds but one, an outer one in one.
     length = len(fold_of)
     return [

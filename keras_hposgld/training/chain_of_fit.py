@@ -119,10 +119,10 @@ class KeptState(tf.Module):
 
         def begin() -> None:
             # Made here, so that other steps need no memory for it.
-            leaves = tf.nest.flatten(_kept(make()))
-            for variable, leaf in list(zip(self.leaves, leaves, strict=True))[
-                number:
-            ]:
+            leaves = tf.nest.flatten(_kept(make())[1:])
+            for variable, leaf in zip(
+                self.leaves[number:], leaves, strict=True
+            ):
                 variable.assign(leaf)
 
         tf.cond(is_new, begin, lambda: None)

@@ -16,6 +16,7 @@ from keras_hposgld.estimators import Estimate
 from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.hyperparameters.addresses import weight_addresses
 from keras_hposgld.training.keras_problem import tensors
+from keras_hposgld.training.outer_level import assign_all
 from keras_hposgld.training.weight_copies import places_of
 from keras_hposgld.training.weight_copies import WeightCopies
 
@@ -188,10 +189,10 @@ class Folds:
     def move_others(self, estimates: list[Estimate]) -> None:
         """Assigns what the chains of the other folds have come to."""
         for fold, end in zip(self.others, estimates[1:], strict=True):
-            _assign(fold["weights"], end.params)
-            _assign(fold["layers"], end.carry[0])
+            assign_all(fold["weights"], end.params)
+            assign_all(fold["layers"], end.carry[0])
             for slot, values in end.sampler_state.items():
-                _assign(fold[f"sampler/{slot}"], values)
+                assign_all(fold[f"sampler/{slot}"], values)
 
     def remember(self, estimates: list[Estimate], skipped: tf.Tensor) -> None:
         """Keeps what they remember, or zeros if the update was skipped."""
@@ -205,8 +206,3 @@ def _mean(*parts: Any) -> Any:
     if parts[0] is None or not parts[0].dtype.is_floating:
         return parts[0]
     return tf.add_n(parts) / len(parts)
-
-
-def _assign(variables: list, values: list) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

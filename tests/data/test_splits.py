@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
-from keras_hposgld.data.folds import folded_levels
+from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.data.splits import fold_numbers
 
 N = 60
@@ -277,9 +277,14 @@ def test_targets_that_are_not_classes_are_only_shuffled():
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_levels_of_a_fold_are_apart_and_batches_are_of_one_size(shuffle):
     x = np.arange(11.0)[:, None]
-    inner, outer = folded_levels(
-        (x, x, None), 3, 2, seed=4, batch_size=9, shuffle=shuffle
-    )
+    inner, outer = FitData.from_fit(
+        (x, x, None),
+        outer_folds=3,
+        outer_batch_size=2,
+        seed=4,
+        batch_size=9,
+        shuffle=shuffle,
+    ).levels
     fold_of = fold_numbers((x, x), 3, "outer_folds", 4)
     assert (inner.batch_size, outer.batch_size) == (7, 2)
     assert outer.num_known == 11 and inner.num_known == pytest.approx(22 / 3)
