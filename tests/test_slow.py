@@ -29,7 +29,6 @@ def test_quickest_case_of_a_test_stays_quick():
         "a.py::test_cases[3]",
         "a.py::test_long",
         "b.py::test_cases[1]",
-        "b.py::test_cases[2]",
     ]
 
 
