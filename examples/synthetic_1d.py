@@ -68,10 +68,10 @@ class Method:
     def _run(self, eta, seed):
         steps = self.estimator.num_steps
         half = tf.constant(START, tf.float64)
-        memory = [tf.zeros_like(half)] if self.estimator.remembers else []
+        kept = [tf.zeros_like(half)] if self.estimator.remembers else []
         tail = max(1, self.num_outer // 10)
 
-        def outer_iteration(k, strength, theta, memory, mean):
+        def outer_iteration(k, strength, theta, kept, mean):
             batches = None
             if self.noisy:
                 batches = tf.random.stateless_uniform(
@@ -88,24 +88,24 @@ class Method:
                 sampler=self.sampler,
                 inner_batches=batches,
                 seed=tf.stack([seed, 7]),
-                previous=going_on(theta, memory, k * steps),
+                previous=going_on(theta, kept, k * steps),
             )
             strength = strength - eta * estimate.hypergradient
             strength = tf.clip_by_value(strength, 0.0, 1.0)
             late = tf.cast(k >= self.num_outer - tail, tf.float64) / tail
             mean += late * tf.stack([strength, estimate.params])
-            return k + 1, strength, estimate.params, [*estimate.memory], mean
+            return k + 1, strength, estimate.params, [*estimate.kept], mean
 
         *_, mean = tf.while_loop(
             lambda k, *_: k < self.num_outer,
             outer_iteration,
-            (tf.constant(0), half, half, memory, tf.zeros([2], tf.float64)),
+            (tf.constant(0), half, half, kept, tf.zeros([2], tf.float64)),
             maximum_iterations=self.num_outer,
         )
         return mean
 
 
-def going_on(theta, memory, num_steps):
+def going_on(theta, kept, num_steps):
     """What a chain needs of the one before it, within a `tf.while_loop`.
 
     A loop of TensorFlow carries no `None`, and so no `Estimate` as it is.
@@ -115,7 +115,7 @@ def going_on(theta, memory, num_steps):
         theta,
         None,
         None,
-        memory=memory,
+        kept=kept,
         sampler_state={},
         num_steps=num_steps,
     )

@@ -623,7 +623,7 @@ def test_what_an_adjoint_remembers_is_kept_only_from_a_chain_that_is_finite(
     learner.fit(x, good, outer_data=(x, good), batch_size=10, verbose=0)
     y = bad if fails else good
     learner.fit(x, good, outer_data=(x, y), batch_size=10, verbose=0)
-    for variable in learner.outer_level.memory.values:
+    for variable in learner.outer_level.kept_copies.values:
         assert np.all(variable.numpy() == 0) == fails
 
 

@@ -210,7 +210,7 @@ def test_diverged_adjoint_is_named_forgotten_and_learns_nothing():
         fit(learner, 3)
     for now, then in zip(learner.hyperparameters, before, strict=True):
         np.testing.assert_array_equal(now, then)
-    for variable in learner.outer_level.memory.values:
+    for variable in learner.outer_level.kept_copies.values:
         assert not np.any(variable.numpy())
 
 

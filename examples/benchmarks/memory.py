@@ -1,8 +1,8 @@
 """Peak memory against the length of the chain and the number of weights.
 
-A multilayer perceptron with one strength for each weight: of L2 in a learner,
-of weight decay where `LearnHyperparameters` learns in a plain fit by Adam, by
-chains of at most five steps. Each point is a
+A multilayer perceptron with one L2 strength for each weight. The rows of the
+callback are plain fits by Adam in which `LearnHyperparameters` learns weight
+decay, at its defaults and with one for each weight. Each point is a
 process of its own, in which nothing but one method runs; the figure is the peak
 resident memory beyond what there was once TensorFlow was loaded. Batches are
 one example of eight numbers, so that next to nothing of it is the batches of a
@@ -23,7 +23,8 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-PLAIN = ("plain SGD", "plain Adam", "callback")
+CALLBACKS = {"callback": "auto", "callback, per weight": "parameter"}
+PLAIN = ("plain SGD", "plain Adam", *CALLBACKS)
 LEARNED = ("HPO-SGLD", "AdjointSGLD", "IFT-CG", "RMD")
 FULL = {"steps": (10, 100, 1000), "units": (1000, 2000, 4000)}
 QUICK = {"steps": (2,), "units": ()}
@@ -74,9 +75,9 @@ def measure(method, num_steps, units):
         model.compile(kind(1e-3), loss=loss, jit_compile=False)
         data = tf.data.Dataset.from_tensors((x, y)).repeat(max(num_steps, 10))
         callbacks = []
-        if method == "callback":
+        if method in CALLBACKS:
             decay = hs.regularizers.LearnableWeightDecay(
-                granularity="parameter"
+                granularity=CALLBACKS[method]
             )
             callbacks.append(
                 hs.callbacks.LearnHyperparameters(
@@ -161,8 +162,8 @@ def main(arguments=None):
         *(("weights", STEPS, number) for number in settings["units"]),
     ]
     table = [
-        f"{'':12s} {'T':>5s} {'weights':>11s} {'MiB':>8s} {'estimate':>9s}",
-        "-" * 49,
+        f"{'':20s} {'T':>5s} {'weights':>11s} {'MiB':>8s} {'estimate':>9s}",
+        "-" * 57,
     ]
     print("\n".join(table), flush=True)
     lines = []
@@ -173,7 +174,7 @@ def main(arguments=None):
             lines.append([sweep, method, steps, weights, peak, estimate])
             shown = f"{estimate:9.0f}" if estimate else ""
             table.append(
-                f"{method:12s} {steps:5d} {weights:11,d} {peak:8.0f} {shown}"
+                f"{method:20s} {steps:5d} {weights:11,d} {peak:8.0f} {shown}"
             )
             print(table[-1], flush=True)
     (options.output / "memory.txt").write_text("\n".join(table) + "\n")

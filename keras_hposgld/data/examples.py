@@ -92,8 +92,33 @@ def with_indices(examples: tuple, num_examples: int) -> tuple:
     return x, y, np.arange(length)
 
 
+def for_predictions(weights: Any, predictions: Any) -> Any:
+    """Gives weights of examples the axes that losses of predictions have.
+
+    Keras has one loss for all but the last axis of a prediction, and does not
+    spread the weight of a sequence or an image over the losses in it.
+
+    Args:
+        weights: Tensor or array `(batch,)`.
+        predictions: Structure of what has a shape: those of each output.
+
+    Returns:
+        A structure like `predictions` of the weights, `(batch, 1, ...)`; the
+        weights as they are where each example has one loss an output.
+    """
+    ranks = {len(one.shape) for one in keras.tree.flatten(predictions)}
+    if max(ranks) <= 2:
+        return weights
+    return keras.tree.map_structure(
+        lambda one: keras.ops.reshape(
+            weights, (-1, *(1,) * (len(one.shape) - 2))
+        ),
+        predictions,
+    )
+
+
 def with_learned_weights(
-    x: Any, sample_weight: Any, example_weights: Any
+    x: Any, sample_weight: Any, example_weights: Any, model: keras.Model
 ) -> tuple[Any, Any]:
     """Gives the data of a plain `fit` the learned weights of its examples.
 
@@ -103,6 +128,7 @@ def with_learned_weights(
             weights, which stay.
         sample_weight: Weights of the examples, which stay, or `None`.
         example_weights: `ExampleWeights`, or `None` for nothing.
+        model: That to be trained.
 
     Returns:
         `x` and `sample_weight` for the plain `fit`.
@@ -110,8 +136,10 @@ def with_learned_weights(
     Raises:
         ValueError: If it cannot be told which example has which weight.
     """
-    if example_weights is None or sample_weight is not None:
+    if example_weights is None:
         return x, sample_weight
+    if sample_weight is not None:
+        return x, _for_model(model, x, sample_weight)
     number = example_weights.num_examples
     learned = example_weights.weigh(np.arange(number))
     if isinstance(x, tf.data.Dataset):
@@ -125,7 +153,13 @@ def with_learned_weights(
             )
         if not getattr(spec[2], "dtype", tf.string).is_integer:
             return x, None
-        return x.map(lambda u, v, i: (u, v, tf.gather(learned, i))), None
+        predictions = _predictions(model, spec[0])
+
+        def weighted(u: Any, v: Any, indices: Any) -> tuple:
+            drawn = tf.gather(learned, indices)
+            return u, v, for_predictions(drawn, predictions)
+
+        return x.map(weighted), None
     if yields_batches(x):
         raise ValueError(
             "With `example_weights`, `x` must be arrays or a "
@@ -141,7 +175,28 @@ def with_learned_weights(
             f"others, `sample_weight=numpy.concatenate([learner."
             "example_weights.numpy(), numpy.ones(number_of_others)])`."
         )
-    return x, np.asarray(learned)
+    return x, _for_model(model, x, np.asarray(learned))
+
+
+def _for_model(model: keras.Model, x: Any, weights: Any) -> Any:
+    """The weights of arrays of examples for what a model makes of them."""
+    if yields_batches(x) or len(getattr(weights, "shape", ())) != 1:
+        return weights
+    shaped = for_predictions(weights, _predictions(model, x))
+    return keras.tree.map_structure(np.asarray, shaped)
+
+
+def _predictions(model: keras.Model, x: Any) -> Any:
+    """The symbolic predictions for batches of examples like `x`."""
+    return model.compute_output_spec(
+        keras.tree.map_structure(
+            lambda part: keras.KerasTensor(
+                (None, *(part.shape[1:] or (1,))),
+                keras.backend.standardize_dtype(part.dtype),
+            ),
+            x,
+        )
+    )
 
 
 def check_indices(inner: Level) -> None:

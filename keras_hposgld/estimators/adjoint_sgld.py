@@ -116,7 +116,7 @@ class AdjointSGLD(SampledEstimator):
 
     def begin(self, chain: Chain, params: list) -> Adjoint:
         refuse_moving_start(self, chain.problem, "it forgets the start")
-        kept, zero = list(chain.memory), tf.zeros([], params[0].dtype)
+        kept, zero = list(chain.kept), tf.zeros([], params[0].dtype)
         q = kept[: len(params)] or zeros_like(params)
         w = zeros_like(params) if chain.sampler.momentum else []
         return Adjoint(q, kept[len(params) :] or w, zero, zero)
@@ -163,5 +163,5 @@ class AdjointSGLD(SampledEstimator):
         return {
             "hypergradient": [tf.where(good, t, t * np.nan) for t in h],
             "residual": tf.where(good, residual, np.inf),
-            "memory": [*own.q, *own.w] if self.remembers else (),
+            "kept": [*own.q, *own.w] if self.remembers else (),
         }

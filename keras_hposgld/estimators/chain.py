@@ -37,8 +37,8 @@ class Chain(NamedTuple):
         first_step: Integer, or integer tensor: the number of steps that the
             sampler took before this chain. Schedules and noise go on from it.
         seed: Integer tensor of shape `(2,)`.
-        memory: What the estimate of the chain before this one had as its
-            `memory`; empty at first, or where nothing is remembered.
+        kept: What the estimate of the chain before this one had as its
+            `kept`; empty at first, or where nothing is remembered.
         names: Tuple of strings, what to call the hyperparameters in messages.
         average: Function from a list of tensors to their means over the
             replicas; the identity where there is one.
@@ -51,7 +51,7 @@ class Chain(NamedTuple):
     sampler: Sampler
     first_step: Any
     seed: tf.Tensor
-    memory: Any = ()
+    kept: Any = ()
     names: tuple = ()
     average: Callable = lambda tensors: tensors
     sampler_state: Any = None

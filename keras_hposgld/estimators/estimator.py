@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
         residual: Scalar, the relative residual of the linear system that the
             estimator solved, infinite if it diverged; `None` where it solves
             none.
-        memory: List of tensors that the estimator would start its next chain
+        kept: List of tensors that the estimator would start its next chain
             with, see `HypergradientEstimator.remembers`.
         outer_losses: Tensor `(num_samples,)`, the outer objective at each
             sample, for diagnostics of the chain. `None` where the estimate
@@ -53,10 +53,15 @@ class Estimate(NamedTuple):
     standard_error: tf.Tensor | None = None
     carry: Any = None
     residual: tf.Tensor | None = None
-    memory: Any = ()
+    kept: Any = ()
     outer_losses: tf.Tensor | None = None
     sampler_state: Any = ()
     num_steps: tf.Tensor | None = None
+
+    @property
+    def memory(self) -> Any:
+        """The name of `kept` in version 0.1.0."""
+        return self.kept
 
 
 class HypergradientEstimator(abc.ABC):
@@ -72,8 +77,8 @@ class HypergradientEstimator(abc.ABC):
         serves_replicas: Whether it averages all that it takes from a batch, by
             `Chain.mean` and the other methods of `Chain`, outside of any loop
             of its own.
-        remembers: Whether its estimates come with a `memory`, lists shaped
-            like the params, for the next chain to start with.
+        remembers: Whether its estimates come with what it has `kept`, lists
+            shaped like the params, for the next chain to start with.
         residual_name: String, what messages call `Estimate.residual` where it
             is not finite. `None` (default): it says nothing about the
             hypergradient.
@@ -143,7 +148,7 @@ class HypergradientEstimator(abc.ABC):
         return tf.ones_like(rate)
 
     def num_remembered(self, momentum: float) -> int:
-        """How many vectors of the size of the weights `memory` holds."""
+        """How many vectors of the size of the weights `kept` holds."""
         return 1 + (momentum > 0) if self.remembers else 0
 
     @abc.abstractmethod

@@ -54,7 +54,7 @@ def hypergradient(
             shape `(2,)`. Equal seeds give equal chains.
         previous: `Estimate` of the chain before this one, which it resumes:
             at its params (unless `params` are given), with the sampler's
-            state, the estimator's memory, and the number of steps, from which
+            state, what the estimator kept, and the number of steps, from which
             schedules and noise go on. `None`, the default: a first chain.
 
     Returns:
@@ -101,7 +101,7 @@ def hypergradient(
     estimator = get(estimator)
     sampler = samplers.get(sampler)
     hyperparameters = _float_tensors("hyperparameters", hyperparameters)
-    memory, sampler_state, first_step = _kept(previous)
+    kept, sampler_state, first_step = _state_of(previous)
     if previous is not None and params is None:
         params = previous.params
     if problem.initial_params is not None:
@@ -126,7 +126,7 @@ def hypergradient(
         sampler=sampler,
         first_step=first_step,
         seed=_seed(seed),
-        memory=memory,
+        kept=kept,
         sampler_state=sampler_state,
     )
     estimate = run_chain(
@@ -145,11 +145,11 @@ def hypergradient(
     )
 
 
-def _kept(previous: Estimate | None) -> tuple:
-    """What a chain goes on with: memory, state of the sampler, steps taken."""
+def _state_of(previous: Estimate | None) -> tuple:
+    """What a chain goes on with: what was kept, sampler state, steps taken."""
     if previous is None:
         return (), None, 0
-    return previous.memory, previous.sampler_state, previous.num_steps
+    return previous.kept, previous.sampler_state, previous.num_steps
 
 
 def _float_tensors(name: str, structure: Any) -> Any:

@@ -9,6 +9,7 @@ import keras
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.data.elements import inputs_of
 from keras_hposgld.data.everything import Everything
+from keras_hposgld.data.examples import for_predictions
 from keras_hposgld.data.examples import with_learned_weights
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.hyperparameters.addresses import replace
@@ -89,10 +90,11 @@ class BilevelLearner(Learner):
         has_loss = self.plain_compile_arguments()["loss"] is not None
         return has_loss, has_loss or self.outer_level.outer_loss is not None
 
-    def _weigh(self, sample_weight: Any) -> Any:
+    def _weigh(self, sample_weight: Any, y_pred: Any) -> Any:
         if self.example_weights is None:
             return sample_weight
-        return self.example_weights.weigh(sample_weight)
+        learned = self.example_weights.weigh(sample_weight)
+        return for_predictions(learned, y_pred)
 
     def folds_of_fit(
         self, outer_data: Any, outer_split: Any, outer_folds: Any
@@ -248,7 +250,7 @@ class BilevelLearner(Learner):
                 be told which example has which; if `optimizer` was used.
         """
         x, sample_weight = with_learned_weights(
-            x, sample_weight, self.example_weights
+            x, sample_weight, self.example_weights, self.model
         )
         history = refit(
             *(self, optimizer, x, y),

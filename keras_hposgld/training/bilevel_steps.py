@@ -178,7 +178,7 @@ class BilevelSteps:
         learner = self.learner
         copies = [
             *learner.starting_weights.values,
-            *learner.outer_level.memory.values,
+            *learner.outer_level.kept_copies.values,
             *learner.fold_copies.values,
         ]
         return estimate_memory(

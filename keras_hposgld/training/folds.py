@@ -35,7 +35,7 @@ def state_of_chain(
     return {
         "weights": list(weights),
         "layers": list(layer_variables),
-        "memory": list(kept),
+        "kept": list(kept),
         **{
             f"sampler/{slot}": list(variables)
             for slot, variables in sampler.state_variables.items()
@@ -175,15 +175,15 @@ class Folds:
         """The means over the folds, not finite if any of them is not.
 
         The standard error becomes an upper bound, since noise is shared.
-        Memory and layer state are those of the first fold, metrics are those
-        after the last one.
+        What is kept and the layer state are those of the first fold, metrics
+        are those after the last one.
         """
         first, last = estimates[0], estimates[-1]
         if not self.others:
             return first
         mean = tf.nest.map_structure(_mean, *estimates)
         return mean._replace(
-            memory=first.memory, carry=(first.carry[0], last.carry[1])
+            kept=first.kept, carry=(first.carry[0], last.carry[1])
         )
 
     def move_others(self, estimates: list[Estimate]) -> None:
@@ -197,7 +197,7 @@ class Folds:
     def remember(self, estimates: list[Estimate], skipped: tf.Tensor) -> None:
         """Keeps what they remember, or zeros if the update was skipped."""
         for fold, end in zip(self.others, estimates[1:], strict=True):
-            for variable, value in zip(fold["memory"], end.memory, strict=True):
+            for variable, value in zip(fold["kept"], end.kept, strict=True):
                 keeps = tf.cast(1.0 - skipped, value.dtype)
                 variable.assign(tf.math.multiply_no_nan(value, keeps))
 

@@ -65,7 +65,7 @@ class KerasProblem(BilevelProblem):
         outer_loss: Callable,
         layer_state: str = "carried",
         tracks_metrics: bool = True,
-        weigh: Callable = lambda sample_weight: sample_weight,
+        weigh: Callable = lambda sample_weight, y_pred: sample_weight,
     ):
         self.trainer = trainer
         self.weights = trainer.trainable_variables
@@ -123,11 +123,11 @@ class KerasProblem(BilevelProblem):
             unpadded(batch)
         )
         with self._scope(hyperparameters, params, carry) as scope:
-            sample_weight = self.weigh(sample_weight)
             given = [scope.get_current_value(w) for w in self.weights]
             y_pred = self.trainer(x, training=self.training)
             _refuse_assignments(scope, self.weights, given)
             y_pred = mark_predictions(y_pred)
+            sample_weight = self.weigh(sample_weight, y_pred)
             loss = compute_loss(
                 self.trainer, x, y, y_pred, sample_weight, training=True
             )
@@ -231,7 +231,9 @@ def loss_metric(trainer: keras.Model) -> keras.metrics.Metric:
 
 
 def build_on(
-    trainer: keras.Model, batch: Any, weigh: Callable = lambda weight: weight
+    trainer: keras.Model,
+    batch: Any,
+    weigh: Callable = lambda sample_weight, y_pred: sample_weight,
 ) -> None:
     """Creates all variables of a compiled model from one batch of data.
 
@@ -239,12 +241,12 @@ def build_on(
     which must not happen within a chain. `weigh` is as in `KerasProblem`.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-    sample_weight = weigh(sample_weight)
     # Recurrent layers with dropout draw masks when they predict as well.
     before = [(state, state.numpy()) for state in random_states(trainer)]
     y_pred = trainer(x, training=False)
     for variable, value in before:
         variable.assign(value)
+    sample_weight = weigh(sample_weight, y_pred)
     compute_loss(trainer, x, y, y_pred, sample_weight, training=False)
     trainer.compute_metrics(x, y, y_pred, sample_weight)
     trainer.reset_metrics()

@@ -182,7 +182,7 @@ class LearningStep(tf.Module):
             sampler,
             first_step=first_step,
             seed=sampler.chain_seed,
-            memory=tensors(outer_level.kept),
+            kept=tensors(outer_level.kept),
             names=tuple(v.path for v in problem.hyperparameters),
             average=placement.average,
         )

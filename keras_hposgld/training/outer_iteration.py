@@ -119,7 +119,7 @@ def _chain(
         first_step=sampler.first_step(new_start is not None),
         sampler_state=state,
         seed=sampler.chain_seed,
-        memory=tensors(level.kept),
+        kept=tensors(level.kept),
         names=tuple(v.path for v in problem.hyperparameters),
         average=average,
     )

@@ -51,7 +51,7 @@ class OuterLevel(keras.layers.Layer):
     def __init__(self) -> None:
         super().__init__(name="outer_level", trainable=False)
         self.guard = update_guard.UpdateGuard()
-        self.memory = WeightCopies("memory")
+        self.kept_copies = WeightCopies("memory")
         self.hyper_optimizer: Any = None
         self.observers: list[Callable] = []
         self._built_for = BuiltFor()
@@ -131,7 +131,7 @@ class OuterLevel(keras.layers.Layer):
         if self.estimator.remembers:
             number = self.estimator.num_remembered(sampler.momentum)
             places = places_of(model)
-            self.memory.build_for(
+            self.kept_copies.build_for(
                 list(weights) * number,
                 [f"{n}/{place}" for n in range(number) for place in places],
             )
@@ -195,12 +195,12 @@ class OuterLevel(keras.layers.Layer):
             hypergradient,
             placement=placement,
             causes=[*inner, *outer],
-            also=lambda: assign_all(self.kept, estimate.memory),
+            also=lambda: assign_all(self.kept, estimate.kept),
             only_if=only_if,
         )
         if self.estimator.remembers:
             with tf.control_dependencies([skipped]):
-                self.memory.forget_if(skipped)
+                self.kept_copies.forget_if(skipped)
         self.logs.loss.update_state(estimate.outer_loss)
         for observe in self.observers:
             observe(estimate)
@@ -270,7 +270,7 @@ class OuterLevel(keras.layers.Layer):
     @property
     def kept(self) -> list:
         """The variables of what the estimator keeps from chain to chain."""
-        return self.memory.values if self.estimator.remembers else []
+        return self.kept_copies.values if self.estimator.remembers else []
 
     def loss(self, trainer: keras.Model) -> Callable:
         """The outer loss, a function `(y, y_pred, sample_weight)`."""

@@ -461,8 +461,8 @@ def test_backup_holds_the_state_of_any_sampler(tmp_path):
     ):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(
-        second.outer_level.memory.values,
-        first.outer_level.memory.values,
+        second.outer_level.kept_copies.values,
+        first.outer_level.kept_copies.values,
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)

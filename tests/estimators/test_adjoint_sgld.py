@@ -201,7 +201,7 @@ def test_memory_starts_the_next_chain_with_its_velocity():
     sampler = hs.SGLD(0.05, momentum=0.6)
     whole = solve(sampler, steps=(8, 4))
     first = solve(sampler, steps=(0, 8))
-    assert len(first.memory) == 4  # q and its velocity
+    assert len(first.kept) == 4  # q and its velocity
     resumed = hs.hypergradient(
         hs.BilevelProblem(inner, outer),
         [tf.constant(0.05, tf.float64), tf.constant(0.02, tf.float64)],

@@ -115,7 +115,7 @@ def test_single_steps_are_iterations_of_soba(rng):
         x = x - outer_rate * outer_step
     np.testing.assert_allclose(ours, x, rtol=1e-12)
     np.testing.assert_allclose(estimate.params, z, rtol=1e-12)
-    np.testing.assert_allclose(estimate.memory[0], -v, rtol=1e-12)
+    np.testing.assert_allclose(estimate.kept[0], -v, rtol=1e-12)
 
 
 def test_targets_of_the_minibatches(load):

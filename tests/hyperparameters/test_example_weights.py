@@ -147,6 +147,57 @@ def test_every_kind_of_data_draws_each_example_with_its_weight(way):
     )
 
 
+def spread(array, axes):
+    """The same rows at each place of a sequence or an image."""
+    shape = (len(array), *axes, array.shape[-1])
+    return np.broadcast_to(
+        array.reshape(len(array), *(1,) * len(axes), -1), shape
+    ).copy()
+
+
+@pytest.mark.parametrize("axes", [(3,), (2, 3)], ids=["sequence", "image"])
+def test_an_example_of_several_losses_has_one_weight_for_all_of_them(axes):
+    # With the same row at each place the losses are those of one place.
+    def run(axes):
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((*axes, 3))
+        outputs = {"all": keras.layers.Dense(1)(inputs)}
+        if axes:  # beside it an output with one loss for each example
+            first = inputs[(slice(None), *(0,) * len(axes))]
+            outputs["one"] = keras.layers.Rescaling(0.0)(first[:, :1])
+        weights = make_table()
+        learner = hs.BilevelModel(
+            keras.Model(inputs, outputs), example_weights=weights, seed=1
+        )
+        learner.compile(
+            hs.SGLD(0.1),
+            loss=dict.fromkeys(outputs, "mse"),
+            hypergradient=hs.estimators.RMD(2),
+            hyper_optimizer=keras.optimizers.SGD(1.0),
+        )
+
+        def data(n, seed):
+            x, y = make_data(n, seed)
+            targets = {"all": spread(y, axes), "one": np.zeros((n, 1))}
+            return spread(x, axes), {name: targets[name] for name in outputs}
+
+        fit(learner, *data(N, 0), outer_data=data(8, 1))
+        table, x = weights.table.numpy(), spread(make_data()[0], axes)
+        targets = data(N, 0)[1]
+        refit(learner, x, targets, epochs=2)
+        arrays = [w.numpy() for w in learner.trainable_variables]
+        numbered = tf.data.Dataset.from_tensor_slices(
+            (x, targets, np.arange(N))
+        )
+        by_index = refit(learner, numbered.batch(8), epochs=2)
+        return [table, *arrays, *by_index]
+
+    found, expected = run(axes), run(())
+    assert np.abs(expected[0] - make_table().table).max() > 1e-4
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_data_that_do_not_fit_are_refused():
     x, y = make_data()
     with pytest.raises(ValueError, match="24 weights and 20 examples"):

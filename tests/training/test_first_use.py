@@ -91,7 +91,7 @@ def test_two_stages_equal_two_learners(estimator, eagerly):
     compile_(learner)
     compile_(other)
     for stage in (learner, other):
-        stage.outer_level.memory.forget_if(1.0)
+        stage.outer_level.kept_copies.forget_if(1.0)
         fit(stage, steps_per_epoch=2 * stage.hypergradient.num_steps)
     for a, b in zip(
         model.trainable_variables, twin.trainable_variables, strict=True

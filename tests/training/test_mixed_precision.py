@@ -59,7 +59,7 @@ def test_chain_and_hyperparameters_are_float32(policy):
             for tensor in (
                 *estimate.params,
                 *estimate.hypergradient,
-                *estimate.memory,
+                *estimate.kept,
                 estimate.outer_loss,
                 estimate.inner_loss,
             )

@@ -66,7 +66,7 @@ def everything(learner):
             *learner.hyperparameters,
             *learner.optimizer.variables,
             *learner.hyper_optimizer.variables,
-            *learner.outer_level.memory.values,
+            *learner.outer_level.kept_copies.values,
             *learner.starting_weights.values,
         )
     ]
