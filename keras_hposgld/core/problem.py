@@ -13,6 +13,36 @@ from typing import Any
 
 import tensorflow as tf
 
+_AVERAGE = "Average it over the batch."
+
+# What each function is of, and what to do where something else was given.
+_FUNCTIONS = {
+    "inner_objective": ("(hyperparameters, params, batch)", ""),
+    "outer_objective": ("(hyperparameters, params, batch), or None", ""),
+    "initial_params": (
+        "the hyperparameters, or None where the start of the chain does not "
+        "depend on them",
+        " Pass tensors to `hypergradient(params=...)` instead.",
+    ),
+    "decay": (
+        "(hyperparameters, params), or None",
+        " Use `lambda h, w: h * w` for the weight decay of AdamW.",
+    ),
+    "project": (
+        "the params, or None",
+        " Use `lambda w: tf.maximum(w, 0.0)` for params that must not be "
+        "negative.",
+    ),
+    "log_normalizer": (
+        "(hyperparameters, temperature), or None",
+        " Use `lambda s, t: -0.5 * tf.math.log(s)` for a penalty `s * w**2`.",
+    ),
+    "curvature": (
+        "the hyperparameters, or None",
+        " Use `lambda s: 2 * s` for a penalty `s * w**2`.",
+    ),
+}
+
 
 class BilevelProblem:
     """An inner objective, an outer objective and where the inner chain starts.
@@ -22,7 +52,9 @@ class BilevelProblem:
             scalar: the training loss (a mean over the batch) plus the
             regularization. The paper's `L_T`.
         outer_objective: Function `(hyperparameters, params, batch)` to a
-            scalar: the validation loss. The paper's `f`.
+            scalar: the validation loss. The paper's `f`. `None`, the default:
+            there is none, and `estimators.Evidence` is the one estimator that
+            needs none.
         initial_params: Function `(hyperparameters)` to the params at which
             the chain starts, where that start depends on the hyperparameters
             (the identity for meta-learned initial weights). `None`, the
@@ -44,9 +76,21 @@ class BilevelProblem:
             Estimators differentiate it, one tensor at a time: what a tensor
             becomes must not depend on another one. Defaults to `None`: the
             params are free.
+        log_normalizer: Function `(hyperparameters, temperature)` to a scalar:
+            the logarithm of the integral of `exp(-penalty / temperature)` over
+            the params, up to a constant, where `penalty` is the part of the
+            inner objective that is the prior of the params. For a strength `s`
+            and a penalty `s * sum(w**2)` over `n` numbers it is
+            `-0.5 * n * log(s)`. `None`, the default: it is not known.
+        curvature: Function `(hyperparameters)` to a structure like the params
+            (`None` where a tensor has none) of tensors `>= 0` that broadcast
+            against them: the second derivatives of the quadratic part of the
+            inner objective, `2 * s` for a penalty `s * sum(w**2)`. What
+            `SGLD(integrator="exponential")` solves exactly. `None`, the
+            default: it is not known.
 
     Raises:
-        TypeError: If an objective, `initial_params`, `decay` or `project` is
+        TypeError: If `inner_objective`, or another function that is given, is
             not callable.
 
     Reference:
@@ -80,45 +124,30 @@ class BilevelProblem:
     def __init__(
         self,
         inner_objective: Callable,
-        outer_objective: Callable,
+        outer_objective: Callable | None = None,
         initial_params: Callable | None = None,
         initial_carry: Any = None,
         decay: Callable | None = None,
         project: Callable | None = None,
+        log_normalizer: Callable | None = None,
+        curvature: Callable | None = None,
     ):
-        for name, function in (
-            ("inner_objective", inner_objective),
-            ("outer_objective", outer_objective),
-        ):
-            if not callable(function):
-                raise TypeError(
-                    f"`{name}` must be a function of (hyperparameters, params, "
-                    f"batch). Received: {name}={function!r}."
-                )
-        if initial_params is not None and not callable(initial_params):
-            raise TypeError(
-                "`initial_params` must be a function of the hyperparameters, "
-                "or None where the start of the chain does not depend on "
-                f"them. Received: initial_params={initial_params!r}. Pass "
-                "tensors to `hypergradient(params=...)` instead."
-            )
-        if decay is not None and not callable(decay):
-            raise TypeError(
-                "`decay` must be a function of (hyperparameters, params), or "
-                f"None. Received: decay={decay!r}. Use "
-                "`lambda h, w: h * w` for the weight decay of AdamW."
-            )
-        if project is not None and not callable(project):
-            raise TypeError(
-                "`project` must be a function of the params, or None. "
-                f"Received: project={project!r}. Use `lambda w: "
-                "tf.maximum(w, 0.0)` for params that must not be negative."
-            )
+        _check_functions(
+            inner_objective=inner_objective,
+            outer_objective=outer_objective,
+            initial_params=initial_params,
+            decay=decay,
+            project=project,
+            log_normalizer=log_normalizer,
+            curvature=curvature,
+        )
         self.inner_objective = inner_objective
-        self.outer_objective = outer_objective
+        self.outer_objective: Any = outer_objective
         self.initial_params: Any = initial_params
         self.decay = decay
         self.project: Any = project
+        self.log_normalizer = log_normalizer
+        self.curvature = curvature
         self.carries = initial_carry is not None
         self._initial_carry = initial_carry if self.carries else ()
         # What a backward pass multiplies the objectives by, and divides their
@@ -140,7 +169,7 @@ class BilevelProblem:
             )
         else:
             value = self.inner_objective(hyperparameters, params, batch)
-        return _scalar(value, "inner_objective"), carry
+        return _scalar(value, "inner_objective", _AVERAGE), carry
 
     def outer(
         self, hyperparameters: Any, params: Any, batch: Any, carry: Any
@@ -149,13 +178,27 @@ class BilevelProblem:
         arguments: tuple = (hyperparameters, params, batch)
         if self.carries:
             arguments += (carry,)
-        return _scalar(self.outer_objective(*arguments), "outer_objective")
+        value = self.outer_objective(*arguments)
+        return _scalar(value, "outer_objective", _AVERAGE)
 
     def decay_of(self, hyperparameters: Any, params: Any) -> Any:
         """The decoupled decay, like the params; `None` where there is none."""
         if self.decay is None:
             return None
         return self.decay(hyperparameters, params)
+
+    def log_normalizer_of(
+        self, hyperparameters: Any, temperature: float
+    ) -> tf.Tensor:
+        """The log of the integral of the prior, where that is known."""
+        value = self.log_normalizer(hyperparameters, temperature)
+        return _scalar(value, "log_normalizer", "Sum it over the params.")
+
+    def curvature_of(self, hyperparameters: Any) -> Any:
+        """The curvature of the quadratic part, like the params, or `None`."""
+        if self.curvature is None:
+            return None
+        return self.curvature(hyperparameters)
 
     def passes_derivatives(self, carry: Any) -> list[bool]:
         """Whether derivatives go through each tensor of a carry."""
@@ -173,48 +216,63 @@ class BilevelProblem:
         def pack(structure: Any, tensors: list) -> Any:
             return tf.nest.pack_sequence_as(structure, tensors)
 
-        def flat(objective: Callable) -> Callable:
-            return lambda hypers, weights, *rest: objective(
+        def flat(function: Callable | None) -> Callable | None:
+            """One of the hyperparameters, the params and more."""
+            if function is None:
+                return None
+            return lambda hypers, weights, *rest: function(
                 pack(hyperparameters, hypers), pack(params, weights), *rest
             )
 
-        initial_params = None
-        if self.initial_params is not None:
+        def of_hypers(function: Callable | None) -> Callable | None:
+            """One of the hyperparameters, and of numbers."""
+            if function is None:
+                return None
+            return lambda hypers, *rest: function(
+                pack(hyperparameters, hypers), *rest
+            )
 
-            def initial_params(hypers: list) -> list:
-                start = self.initial_params(pack(hyperparameters, hypers))
-                return tf.nest.flatten(start)
-
-        decay = None
-        if self.decay is not None:
-
-            def decay(hypers: list, weights: list) -> list:
-                given = self.decay_of(
-                    pack(hyperparameters, hypers), pack(params, weights)
-                )
-                return tf.nest.flatten(given)
+        def listed(function: Callable | None) -> Callable | None:
+            """One that returns a structure, to which `None` belongs."""
+            if function is None:
+                return None
+            return lambda *args: tf.nest.flatten(function(*args))
 
         project = None
         if self.project is not None:
 
-            def project(weights: list) -> list:
-                return tf.nest.flatten(self.project(pack(params, weights)))
+            def project(weights: list) -> Any:
+                return self.project(pack(params, weights))
 
         return BilevelProblem(
             flat(self.inner_objective),
             flat(self.outer_objective),
-            initial_params,
+            listed(of_hypers(self.initial_params)),
             self.initial_carry if self.carries else None,
-            decay,
-            project,
+            listed(flat(self.decay)),
+            listed(project),
+            of_hypers(self.log_normalizer),
+            listed(of_hypers(self.curvature)),
         )
 
 
-def _scalar(value: Any, name: str) -> tf.Tensor:
+def _check_functions(**functions: Any) -> None:
+    """Refuses what cannot be called; all but the inner one may be `None`."""
+    for name, function in functions.items():
+        is_missing = function is None and name != "inner_objective"
+        if not (is_missing or callable(function)):
+            of_what, way_out = _FUNCTIONS[name]
+            raise TypeError(
+                f"`{name}` must be a function of {of_what}. "
+                f"Received: {name}={function!r}.{way_out}"
+            )
+
+
+def _scalar(value: Any, name: str, way_out: str) -> tf.Tensor:
     value = tf.convert_to_tensor(value)
     if value.shape.rank != 0:
         raise ValueError(
             f"`{name}` must return a scalar. Received: a tensor of shape "
-            f"{tuple(value.shape)}. Average it over the batch."
+            f"{tuple(value.shape)}. {way_out}"
         )
     return value

@@ -7,6 +7,7 @@ from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.driver import run_chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.evidence import Evidence
 from keras_hposgld.estimators.first_order import FirstOrder
 from keras_hposgld.estimators.fmd import FMD
 from keras_hposgld.estimators.functional import hypergradient
@@ -25,6 +26,7 @@ __all__ = [
     "AdjointSGLD",
     "Chain",
     "Estimate",
+    "Evidence",
     "FMD",
     "FirstOrder",
     "HPOSGLD",

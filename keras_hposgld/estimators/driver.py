@@ -80,6 +80,7 @@ def run_chain(
     """
 
     def init(chain: Chain, params: Any) -> Any:
+        estimator.check_problem(chain.problem)
         if chain.problem.initial_params is not None:
             params = chain.problem.initial_params(chain.hyperparameters)
         # Tensors of their own: where a param *is* a hyperparameter (the
@@ -143,5 +144,7 @@ def poison_if_short(
         hypergradient=[poisoned(x) for x in estimate.hypergradient],
         params=[poisoned(x) for x in estimate.params],
         inner_loss=poisoned(estimate.inner_loss),
-        outer_loss=poisoned(estimate.outer_loss),
+        outer_loss=None
+        if estimate.outer_loss is None
+        else poisoned(estimate.outer_loss),
     )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.estimators.chain import Chain
 
 
@@ -26,7 +27,8 @@ class Estimate(NamedTuple):
         params: Structure of tensors, where the chain ended.
         inner_loss: Scalar, mean of the inner objective over the samples,
             each evaluated where the step to the sample began.
-        outer_loss: Scalar, mean of the outer objective over the samples.
+        outer_loss: Scalar, mean of the outer objective over the samples. `None`
+            where the estimator needs no outer objective.
         standard_error: Scalar, the Monte Carlo error of the hypergradient's
             length along this chain, by batch means. It does not include a bias,
             and for short chains it is a lower bound. `None` where the estimate
@@ -40,7 +42,7 @@ class Estimate(NamedTuple):
             with, see `HypergradientEstimator.remembers`.
         outer_losses: Tensor `(num_samples,)`, the outer objective at each
             sample, for diagnostics of the chain. `None` where the estimate
-            rests on one sample.
+            rests on one sample, or needs no outer objective.
         sampler_state: The state of the sampler, after the last step.
         num_steps: Scalar integer tensor: the steps that the sampler has taken,
             those of previous chains included. Set by `hypergradient`.
@@ -49,7 +51,7 @@ class Estimate(NamedTuple):
     hypergradient: Any
     params: Any
     inner_loss: tf.Tensor
-    outer_loss: tf.Tensor
+    outer_loss: tf.Tensor | None
     standard_error: tf.Tensor | None = None
     carry: Any = None
     residual: tf.Tensor | None = None
@@ -77,6 +79,8 @@ class HypergradientEstimator(abc.ABC):
         serves_replicas: Whether it averages all that it takes from a batch, by
             `Chain.mean` and the other methods of `Chain`, outside of any loop
             of its own.
+        needs_outer: Whether it differentiates the outer objective. Defaults to
+            `True`.
         remembers: Whether its estimates come with what it has `kept`, lists
             shaped like the params, for the next chain to start with.
         residual_name: String, what messages call `Estimate.residual` where it
@@ -87,9 +91,29 @@ class HypergradientEstimator(abc.ABC):
     num_steps: int
     num_closing_steps: int = 0
     takes_single_steps: bool = False
+    needs_outer: bool = True
     remembers: bool = False
     serves_replicas: bool = False
     residual_name: str | None = None
+
+    def check_problem(self, problem: BilevelProblem) -> None:
+        """Refuses a problem that lacks what the estimator needs.
+
+        Whatever runs a chain calls it before the first step.
+
+        Args:
+            problem: `BilevelProblem`.
+
+        Raises:
+            ValueError: If there is no outer objective, and it needs one.
+        """
+        if self.needs_outer and problem.outer_objective is None:
+            raise ValueError(
+                f"`{type(self).__name__}` needs a problem with an "
+                "`outer_objective`, which it differentiates. Received: "
+                "outer_objective=None. Pass one to `BilevelProblem`, or use "
+                '"evidence", which learns from the inner objective alone.'
+            )
 
     @abc.abstractmethod
     def init(self, chain: Chain, params: list) -> NamedTuple:

@@ -3,8 +3,6 @@
 from typing import Any
 from typing import NamedTuple
 
-import tensorflow as tf
-
 
 class Position(NamedTuple):
     """Where a chain is.
@@ -27,7 +25,7 @@ class OuterGradient(NamedTuple):
     """The outer objective with both its derivatives.
 
     Attributes:
-        value: Scalar, f.
+        value: Scalar, f; `None` where it was not asked for.
         direct: List like the hyperparameters, df/dlambda; `None` where there
             is no dependence.
         v: List like the params, df/dtheta.
@@ -35,7 +33,7 @@ class OuterGradient(NamedTuple):
             replica; empty unless asked for.
     """
 
-    value: tf.Tensor
+    value: Any
     direct: list
     v: list
     by_carry: list = []

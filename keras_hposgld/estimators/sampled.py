@@ -4,7 +4,8 @@ What is the same in all of them stands here, so that their own modules hold
 their equations and nothing else. A step of the chain
 
 1. differentiates the inner objective and moves the weights;
-2. differentiates the outer objective, at each step or every few;
+2. differentiates the outer objective, at each step or every few, if the
+   estimator needs it;
 3. asks the estimator for what the step contributes (`contribute`);
 4. adds that to h, and to the statistics of its error.
 
@@ -31,16 +32,10 @@ from keras_hposgld.estimators.batch_means import BatchMeans
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
+from keras_hposgld.estimators.losses import Losses
 from keras_hposgld.estimators.position import OuterGradient
 from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.step import Step
-
-
-class Losses(NamedTuple):
-    """Sum of the inner objective over the samples, the outer one of each."""
-
-    inner_total: tf.Tensor
-    outer: tf.Tensor
 
 
 class SampledState(NamedTuple):
@@ -145,7 +140,7 @@ class SampledEstimator(HypergradientEstimator):
             own=self.begin(chain, params),
             h=zeros_like(chain.hyperparameters),
             outer=outer,
-            losses=Losses(zero, tf.zeros([self.num_samples], dtype)),
+            losses=Losses.zero(self.num_samples, self.needs_outer, dtype),
             error=BatchMeans.zero(
                 self.num_steps - self._first_contribution,
                 chain.hyperparameters[0].dtype,
@@ -200,7 +195,7 @@ class SampledEstimator(HypergradientEstimator):
             own,
             h,
             kept,
-            self._losses(state.losses, value, outer.value, index),
+            state.losses.add(value, outer.value, index - self.burn_in),
             state.error.add(
                 (
                     number * component_along(h, x),
@@ -226,13 +221,11 @@ class SampledEstimator(HypergradientEstimator):
         fields = {
             "hypergradient": [total / number for total in state.h],
             "params": state.position.params,
-            "inner_loss": state.losses.inner_total / number,
-            "outer_loss": tf.reduce_mean(state.losses.outer),
             "standard_error": state.error.standard_error(weights, number),
             "carry": state.position.carry,
-            "outer_losses": state.losses.outer,
             "sampler_state": state.position.sampler_state,
         }
+        fields |= state.losses.fields(number)
         return Estimate(**fields | self.conclude(chain, state))
 
     @property
@@ -260,9 +253,11 @@ class SampledEstimator(HypergradientEstimator):
         the gradients of a step, and costs one more vector of the size of the
         weights.
         """
+        hypers = list(chain.hyperparameters)
+        if not self.needs_outer:
+            return OuterGradient(None, [None] * len(hypers), []), ()
         if self.outer_every == 1:
             return chain.outer(params, carry, batch), ()
-        hypers = list(chain.hyperparameters)
         depends = [True] * len(hypers)
 
         def renew() -> OuterGradient:
@@ -282,17 +277,3 @@ class SampledEstimator(HypergradientEstimator):
             for gradient, known in zip(now.direct, depends, strict=True)
         ]
         return now._replace(direct=shown), now
-
-    def _losses(
-        self, losses: Losses, inner: tf.Tensor, outer: tf.Tensor, index: Any
-    ) -> Losses:
-        dtype = losses.inner_total.dtype
-        counts = tf.cast(index >= self.burn_in, dtype)
-        # What the burn-in writes into the first place, sample 1 overwrites.
-        place = tf.maximum(index - self.burn_in, 0)
-        return Losses(
-            losses.inner_total + counts * tf.cast(inner, dtype),
-            tf.tensor_scatter_nd_update(
-                losses.outer, [[place]], [tf.cast(outer, dtype)]
-            ),
-        )

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_hposgld.core.derivatives import LinearizedGradient
-from keras_hposgld.core.derivatives import value_and_gradients
 from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import scaled
@@ -27,6 +26,8 @@ from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
 from keras_hposgld.estimators.sampled import SampledState
+from keras_hposgld.estimators.score import first_derivatives
+from keras_hposgld.estimators.score import law_temperature
 from keras_hposgld.estimators.step import Step
 
 
@@ -78,39 +79,13 @@ class ScoreCovariance(SampledEstimator):
 
     def _temperature(self, chain: Chain) -> float:
         """That of the law."""
-        temperature = chain.sampler.law_temperature
-        if not temperature:
-            raise ValueError(
-                "`ScoreCovariance` needs a temperature above 0: the "
-                "covariance is divided by it. Received: "
-                f"sampler={chain.sampler!r}, whose law has none. Use "
-                "`SGLD(temperature=...)`."
-            )
-        return temperature
+        return law_temperature(self, chain, "the covariance is divided by it")
 
     def differentiate(
         self, chain: Chain, own: Moments, position: Position, batch: Any
     ) -> LinearizedGradient:
         """First derivatives alone, by one backward pass."""
-        carried = []
-
-        def inner_objective(params: list) -> tf.Tensor:
-            value, carry = chain.problem.inner(
-                chain.hyperparameters, params, batch, position.carry
-            )
-            carried.append(carry)
-            return value
-
-        value, score, gradient = value_and_gradients(
-            inner_objective,
-            list(chain.hyperparameters),
-            position.params,
-            chain.problem.loss_scale,
-        )
-        score, gradient = chain.mean(score, gradient)
-        return LinearizedGradient(
-            value, carried[0], gradient, lambda vector: score
-        )
+        return first_derivatives(chain, position, batch)
 
     def contribute(self, chain: Chain, own: Moments, step: Step) -> tuple:
         """Welford's update: means, and products of deviations from them."""
