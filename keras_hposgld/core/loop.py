@@ -91,3 +91,10 @@ def _pools_at_its_maximum(graph: tf.Graph) -> bool:
     return any(
         node.op in MAX_POOLING_GRADIENTS for part in nodes for node in part
     )
+
+
+def batch_at(batches: Any, index: Any) -> Any:
+    """The batch of one step, from stacked batches (or `None`)."""
+    return tf.nest.map_structure(
+        lambda x: None if x is None else tf.gather(x, index), batches
+    )

@@ -58,12 +58,19 @@ class Chain(NamedTuple):
 
     def begin(self, params: list) -> Position:
         """The position before the first step."""
-        if self.sampler_state is None:
-            state = self.sampler.init(params)
-        else:
-            state = self.sampler.restart(self.sampler_state)
+        state = self.sampler_state
+        is_new, sampler = state is None, self.sampler
+        state = sampler.init(params) if is_new else sampler.restart(state)
         _, unprojected = project(self.problem.project, params)  # their form
+        state = self.with_curvature(state, params)
         return Position(params, self.problem.initial_carry, state, unprojected)
+
+    def with_curvature(self, state: dict, params: list) -> dict:
+        """A state of the sampler that knows the curvature, if it has to."""
+        if not self.sampler.solves_quadratic:
+            return state
+        curvature = self.problem.curvature_of(self.hyperparameters)
+        return self.sampler.with_curvature(state, params, curvature)
 
     def number(self, index: Any) -> tf.Tensor:
         """The steps that the sampler took before step `index` of the chain."""
@@ -72,8 +79,7 @@ class Chain(NamedTuple):
     def mean(self, *lists: list) -> list:
         """The means over the replicas of lists of tensors, `None` kept.
 
-        Returns:
-            As many lists; of one list, its means.
+        Of several lists, a list of as many lists.
         """
         given = [t for tensors in lists for t in tensors if t is not None]
         means = iter(self.average(given) if given else ())
@@ -278,13 +284,6 @@ class Chain(NamedTuple):
                 f"depends on: {', '.join(unused)}.",
                 stacklevel=2,
             )
-
-
-def batch_at(batches: Any, index: Any) -> Any:
-    """The batch of one step, from stacked batches (or `None`)."""
-    return tf.nest.map_structure(
-        lambda x: None if x is None else tf.gather(x, index), batches
-    )
 
 
 def refuse_moving_start(

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_hposgld.core.derivatives import LinearizedGradient
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.core.loop import run_pooling_steps
 from keras_hposgld.estimators import carried
-from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.position import OuterGradient
 from keras_hposgld.estimators.position import Position

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.core.loop import run_pooling_steps
-from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator

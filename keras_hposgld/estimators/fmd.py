@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import directional_derivative
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.core.loop import variable_scope_kept
 from keras_hposgld.core.projection import push_forward
 from keras_hposgld.core.vectors import plus
@@ -29,7 +30,6 @@ from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators import share_seen
-from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator

@@ -20,13 +20,13 @@ from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.core.linear_solvers import ConjugateGradient
 from keras_hposgld.core.linear_solvers import NeumannSeries
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.core.vectors import pack
 from keras_hposgld.core.vectors import plus
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.core.vectors import unpack
 from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import descent
-from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.derivatives import vector_jacobian_product
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.core.vectors import add
 from keras_hposgld.core.vectors import pack
 from keras_hposgld.core.vectors import plus
@@ -36,7 +37,6 @@ from keras_hposgld.core.vectors import zeros_like
 from keras_hposgld.estimators import carried
 from keras_hposgld.estimators import descent
 from keras_hposgld.estimators import share_seen
-from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator

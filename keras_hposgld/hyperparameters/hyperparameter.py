@@ -30,12 +30,15 @@ class Hyperparameter(abc.ABC):
         is_about_weights: Whether the inner objective depends on it by a
             function of the weights alone, as on a penalty, so that derivatives
             by it go through no layer.
+        is_quadratic: Whether it is a quadratic penalty of the weights and
+            nothing else, which `SGLD(integrator="exponential")` solves exactly.
     """
 
     granularity: str
     shrinkage: float = 0.0
     needs_outer_loss = False
     is_about_weights = False
+    is_quadratic = False
 
     @property
     @abc.abstractmethod
@@ -89,6 +92,21 @@ class Hyperparameter(abc.ABC):
             List of tensors like `hyperparameter_variables`: the derivatives of
             minus the log of the prior, each times its share. `None` (default):
             there is no prior.
+        """
+        return None
+
+    def log_normalizer(self, temperature: float) -> Any:
+        """How the prior is normalized that it puts on weights.
+
+        Args:
+            temperature: Float, that of the law of the weights.
+
+        Returns:
+            Scalar tensor, `log int exp(-penalty / temperature)` over the
+            weights that it serves. `None` (default): it is not known to be a
+            prior, so that the evidence of the data says nothing about it. A
+            weight of an example or a learned loss is none: they would go where
+            the loss is smallest.
         """
         return None
 

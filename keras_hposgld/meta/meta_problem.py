@@ -60,6 +60,9 @@ class MetaProblem(KerasProblem):
     def _decay(self, hyperparameters, params):
         return super()._decay(hyperparameters[len(self.weights) :], params)
 
+    def _curvature(self, hyperparameters):
+        return super()._curvature(hyperparameters[len(self.weights) :])
+
     def _outer(self, hyperparameters, params, batch, carry):
         owned = hyperparameters[len(self.weights) :]
         return super()._outer(owned, params, self.query, carry)

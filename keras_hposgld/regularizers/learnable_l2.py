@@ -34,3 +34,4 @@ class LearnableL2(LearnableRegularizer):
     """
 
     powers = ("l2",)
+    is_quadratic = True

@@ -203,11 +203,7 @@ class LearnableRegularizer(
 
     @property
     def hyperparameter_variables(self) -> list[keras.Variable]:
-        return [
-            variable
-            for penalty in self.penalties
-            for variable in penalty.strengths.values()
-        ]
+        return [v for p in self.penalties for v in p.strengths.values()]
 
     @property
     def fixed_variables(self) -> list[keras.Variable]:
@@ -228,6 +224,9 @@ class LearnableRegularizer(
             for penalty in self.penalties
             for power in penalty.strengths
         ]
+
+    def log_normalizer(self, temperature: float) -> tf.Tensor | None:
+        return self._kept.log_normalizer(temperature)
 
     def saved_apart(self) -> list[tuple[str, keras.Variable]]:
         """The strengths by the places of their weights."""

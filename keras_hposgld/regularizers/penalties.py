@@ -113,6 +113,13 @@ class Penalties:
             if id(tracked[position]) not in variables:
                 del tracked[position]
 
+    def log_normalizer(self, temperature) -> tf.Tensor | None:
+        """The sum over the weights that there are."""
+        parts = [p.log_normalizer(temperature) for p in self.alive]
+        if any(part is None for part in parts):
+            return None
+        return sum(parts, start=tf.zeros([], parts[0].dtype if parts else None))
+
     # Files.
 
     def described(self) -> list[dict]:

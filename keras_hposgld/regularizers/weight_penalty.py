@@ -1,5 +1,6 @@
 """The regularization of one weight by learned strengths."""
 
+import math
 import weakref
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.regularizers.bounded_penalty import bounded_penalty
+from keras_hposgld.regularizers.normalizers import log_normalizer
 
 
 class WeightPenalty(keras.regularizers.Regularizer):
@@ -98,6 +100,39 @@ class WeightPenalty(keras.regularizers.Regularizer):
             )
         size = tf.abs(deviation) if power == "l1" else deviation**2
         return tf.reduce_sum(self._aligned_strength(power) * size)
+
+    def curvature(self) -> tf.Tensor | None:
+        """The second derivative of its quadratic part, `None` without one.
+
+        It broadcasts against the weight.
+        """
+        if "l2" not in self.strengths:
+            return None
+        return 2.0 * self._aligned_strength("l2")
+
+    def log_normalizer(self, temperature) -> tf.Tensor | None:
+        """See `Hyperparameter.log_normalizer`; `None` for a decay."""
+        if self.decays:
+            return None
+        each = log_normalizer(
+            {power: self._log_strength(power) for power in self.strengths},
+            temperature,
+        )
+        shared = math.prod(self.shape) / math.prod(each.shape)
+        return shared * tf.reduce_sum(each)
+
+    def _log_strength(self, power):
+        unconstrained = tf.convert_to_tensor(self.strengths[power])
+        # A sum over all weights is of no use in half precision.
+        dtype = unconstrained.dtype
+        unconstrained = tf.cast(
+            unconstrained, dtype if dtype.size >= 4 else tf.float32
+        )
+        if self.owner.bijector is None:
+            # Of strengths that are zero in their dtype, too.
+            log_max = math.log(self.owner.max_value)
+            return log_max + tf.math.log_sigmoid(unconstrained)
+        return tf.math.log(self.owner.constrain(unconstrained))
 
     def strength_values(self) -> dict[str, np.ndarray]:
         """The strengths as NumPy arrays that broadcast against the weight."""

@@ -15,11 +15,11 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld.core.one_pass import in_one_pass
+from keras_hposgld.samplers.clipping import clip_as
 from keras_hposgld.samplers.keras_forms import form_of
 from keras_hposgld.samplers.keras_forms import Slots
 from keras_hposgld.samplers.keras_forms import VELOCITIES
 from keras_hposgld.samplers.keras_stand_in import StandIn
-from keras_hposgld.samplers.sampler import clip_as
 from keras_hposgld.samplers.sampler import rate_of
 from keras_hposgld.samplers.sampler import Sampler
 

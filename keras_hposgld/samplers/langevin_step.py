@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_hposgld.samplers import exponential
 from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.samplers.noise import plus_noise
 from keras_hposgld.samplers.sampler import Sampler
@@ -20,9 +21,26 @@ class LangevinStep(Sampler):
     noise: str
     integrator: str
 
+    @property
+    def law_temperature(self) -> float | None:  # type: ignore[override]
+        """That of the law; `None` at temperature 0."""
+        return self.temperature * self.noise_scale**2 or None
+
+    @property
+    def solves_quadratic(self) -> bool:  # type: ignore[override]
+        """Whether the integrator is the exponential one."""
+        return self.integrator == "exponential"
+
+    def with_curvature(
+        self, state: dict, params: list, curvature: list | None
+    ) -> dict:
+        """The state with the curvature, which the scales of a step need."""
+        return state | {exponential.SLOT: exponential.slots(params, curvature)}
+
     def _seeds(self, seed: tf.Tensor, index: Any) -> list:
         """The seeds whose noise a step averages; none without noise."""
-        steps = [index] if self.integrator == "euler" else [index, index + 1]
+        is_averaged = self.integrator == "averaged"
+        steps = [index, index + 1] if is_averaged else [index]
         has_noise = self.law_temperature is not None
         return [fold_in(seed, step) for step in steps if has_noise]
 
@@ -63,18 +81,22 @@ class LangevinStep(Sampler):
             (sign * self.noise_scale) * root,
             self.noise,
             seeds,
-            self._noise_variances(own),
+            self._noise_variances(rate, own),
         )
 
     # What a preconditioner changes.
 
-    def _noise_variances(self, own: dict) -> tf.Tensor | None:
-        return None
+    def _noise_variances(self, rate: tf.Tensor, own: dict) -> tf.Tensor | None:
+        if not self.solves_quadratic:
+            return None
+        return exponential.noise_variance(rate, own)
 
     def _force(
         self, rate: tf.Tensor, vector: tf.Tensor, own: dict
     ) -> tf.Tensor:
-        return rate * vector
+        if not self.solves_quadratic:
+            return rate * vector
+        return exponential.force_scale(rate, own) * vector
 
     def _remember(self, own: dict, gradient: tf.Tensor) -> dict:
         return own

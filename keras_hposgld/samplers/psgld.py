@@ -43,12 +43,13 @@ class PSGLD(SGLD):
             gradient, which is 1 in the mean over the weights. No weight takes
             a step of more than `(1 + epsilon) / epsilon` times the learning
             rate. Defaults to `0.5`.
-        integrator: As in `SGLD`, but defaults to `"averaged"`.
+        integrator: `"euler"` or `"averaged"` (default), as in `SGLD`.
         **sgld_arguments: `noise`, `noise_scale`, `seed`, `clipnorm`,
             `clipvalue`, `global_clipnorm` and `name`, as in `SGLD`.
 
     Raises:
-        ValueError: As `SGLD`, or if `beta_2` or `epsilon` is out of range.
+        ValueError: As `SGLD`; if `beta_2` or `epsilon` is out of range; if
+            `integrator` is `"exponential"`.
 
     Reference:
         Li, Chen, Carlson and Carin, "Preconditioned Stochastic Gradient
@@ -87,6 +88,13 @@ class PSGLD(SGLD):
         name: str = "psgld",
         **sgld_arguments: Any,
     ):
+        if integrator == "exponential":
+            raise ValueError(
+                '`integrator` must be "euler" or "averaged" in `PSGLD`, whose '
+                "steps have a size of their own for each weight. Received: "
+                f"integrator={integrator!r}. Use "
+                '`SGLD(integrator="exponential")`.'
+            )
         super().__init__(
             learning_rate,
             temperature,
@@ -157,7 +165,7 @@ class PSGLD(SGLD):
         ):
             self.assign(variable, value)
 
-    def _noise_variances(self, own: dict) -> tf.Tensor:
+    def _noise_variances(self, rate: tf.Tensor, own: dict) -> tf.Tensor:
         return own["preconditioner"]
 
     def _force(

@@ -28,7 +28,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from keras_hposgld.samplers.noise import seed_from
 
@@ -46,6 +45,8 @@ class Sampler(abc.ABC):
         seed: Integer, from which the noise is made.
         scale_slots: Tuple of strings: which entries of the state the scales
             depend on and a step changes. `None` (default): all.
+        solves_quadratic: Whether the step solves the quadratic part of the
+            inner objective exactly, see `with_curvature`. Defaults to `False`.
 
     Example:
 
@@ -82,6 +83,7 @@ class Sampler(abc.ABC):
     law_temperature: float | None = None
     seed: int = 0
     scale_slots: tuple[str, ...] | None = None
+    solves_quadratic: bool = False
 
     @abc.abstractmethod
     def init(self, params: list) -> dict[str, list]:
@@ -172,6 +174,20 @@ class Sampler(abc.ABC):
         """
         return self.init(params)
 
+    def with_curvature(
+        self, state: dict, params: list, curvature: list | None
+    ) -> dict:
+        """The state in which a chain begins, if `solves_quadratic`.
+
+        Args:
+            state: That of `init` or `restart`.
+            params: List of tensors.
+            curvature: List of tensors that broadcast against them, `None` for
+                a weight without one: the second derivatives of the quadratic
+                part of the inner objective. `None`: nobody knows it.
+        """
+        return state
+
     @property
     def chain_seed(self) -> tf.Tensor:
         """The seed of this sampler's chain, an integer tensor `(2,)`."""
@@ -261,26 +277,3 @@ def exact_rate(rate: tf.Tensor, given: float | None, dtype: Any) -> tf.Tensor:
         return tf.cast(rate, dtype)
     unchanged = tf.equal(rate, tf.constant(given, rate.dtype))
     return tf.where(unchanged, tf.constant(given, dtype), tf.cast(rate, dtype))
-
-
-def clip_as(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
-    """Clips gradients as an optimizer's `apply` does, differentiably."""
-    if optimizer.global_clipnorm and not optimizer.clipnorm:
-        return _clip_by_global_norm(gradients, optimizer.global_clipnorm)
-    # Private to Keras, and used so that what is clipped apart from `apply` is
-    # clipped in no other way.
-    return optimizer._clip_gradients(gradients)
-
-
-def _clip_by_global_norm(gradients: list, limit: float) -> list:
-    """As Keras does, whose derivative is NaN where all gradients are zero."""
-    squares = [ops.sum(ops.square(g)) for g in gradients if g is not None]
-    square = ops.sum(ops.stack(squares))
-    # A norm is taken only where it is above the limit, so that no derivative
-    # divides by a small one.
-    is_above = square > limit**2
-    norm = ops.sqrt(ops.where(is_above, square, 1.0))
-    smallest = ops.minimum(1.0 / norm, 1.0 / limit)
-    scale = limit * ops.where(is_above, smallest, 1.0 / limit)
-    scale += square - square  # NaN if it is not finite
-    return [g if g is None else g * scale for g in gradients]

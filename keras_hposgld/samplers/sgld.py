@@ -30,15 +30,16 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_known
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.core.checks import check_seed
+from keras_hposgld.samplers import exponential
+from keras_hposgld.samplers.clipping import clip_as
 from keras_hposgld.samplers.langevin_step import LangevinStep
 from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.samplers.noise import NOISES
 from keras_hposgld.samplers.registry import register
-from keras_hposgld.samplers.sampler import clip_as
 from keras_hposgld.samplers.sampler import exact_rate
 from keras_hposgld.samplers.sampler import rate_of
 
-INTEGRATORS = ("euler", "averaged")
+INTEGRATORS = ("euler", "averaged", "exponential")
 SCALES = ("force_scale", "velocity_scale")
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 ARGUMENTS = ("temperature", "noise_scale", "noise", "seed", *CLIPPING, "name")
@@ -73,11 +74,15 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         integrator: `"euler"` (default) takes new noise at each step.
             `"averaged"` takes the mean of this step's noise and the next one's:
             averages over the law are then right to second order in the
-            learning rate. With momentum that is BAOAB.
+            learning rate. With momentum that is BAOAB. `"exponential"` solves
+            a quadratic penalty exactly, so that no strength is too large for
+            the step: `BilevelProblem(curvature=)` says which, in a Keras model
+            the regularizers of the weights do. It takes no momentum.
 
     Raises:
         ValueError: If a number is out of range or not finite; if `noise` or
-            `integrator` is unknown.
+            `integrator` is unknown; if there is a momentum with
+            `integrator="exponential"`.
 
     Reference:
         Welling and Teh, ICML 2011; equations 10 and 24 of Kim and Hospedales,
@@ -125,6 +130,13 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         self.noise = check_known("noise", noise, NOISES)
         self.momentum = check_number("momentum", momentum, below=1)
         self.integrator = check_known("integrator", integrator, INTEGRATORS)
+        if self.solves_quadratic and self.momentum:
+            raise ValueError(
+                '`momentum` must be 0 with `integrator="exponential"`, which '
+                "solves the equation without it. Received: "
+                f"momentum={self.momentum}. Leave it out, or use "
+                'integrator="averaged".'
+            )
         drawn = random.randint(1, 2**31 - 1) if seed is None else seed
         self.seed = check_seed("seed", drawn)
         is_number = isinstance(learning_rate, float)
@@ -140,11 +152,6 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
     def slot_names(self) -> tuple[str, ...]:
         """Names of what the state holds for each weight."""
         return ("velocity",) if self.momentum else ()
-
-    @property
-    def law_temperature(self) -> float | None:  # type: ignore[override]
-        """That of the law; `None` at temperature 0."""
-        return self.temperature * self.noise_scale**2 or None
 
     def init(self, params: list) -> dict[str, list]:
         """The state before the first step: a velocity of zero."""
@@ -172,7 +179,7 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
                 param,
                 gradient[position],
                 None if decay is None else decay[position],
-                {name: slots[position] for name, slots in state.items()},
+                _own(state, position),
                 rates[param.dtype],
                 [fold_in(one, position) for one in seeds],
             )
@@ -188,9 +195,15 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         )[0]
 
     def force_scale(self, vector: list, state: dict, index: Any) -> list:
-        """The learning rate times a vector."""
+        """The learning rate times a vector, or what an integrator makes of it.
+
+        See `exponential`.
+        """
         rates = self._rates(vector, index)
-        return [rates[part.dtype] * part for part in vector]
+        return [
+            self._force(rates[part.dtype], part, _own(state, position))
+            for position, part in enumerate(vector)
+        ]
 
     def uniform_scale(
         self, state: dict, index: Any, dtype: Any
@@ -198,7 +211,8 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         """The learning rate; `None` where a subclass has scales of its own."""
         own = [getattr(type(self), name) for name in SCALES]
         known = own == [getattr(SGLD, name) for name in SCALES]
-        return self.learning_rate_at(index, dtype) if known else None
+        is_number = known and not self.solves_quadratic
+        return self.learning_rate_at(index, dtype) if is_number else None
 
     def learning_rate_at(self, index: Any, dtype: Any = "float32") -> tf.Tensor:
         """The learning rate of step `index`, as a scalar tensor."""
@@ -241,15 +255,22 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         step = tf.convert_to_tensor(self.iterations)
         position = self._get_variable_index(variable)
         seeds = self._seeds(self.chain_seed, step)
+        param = tf.convert_to_tensor(variable)
+        state = {
+            name: tf.convert_to_tensor(slots[position])
+            for name, slots in self._slots.items()
+        }
+        if self.solves_quadratic:
+            # Private to Keras: what is passed here knows no regularizer.
+            weight = self._trainable_variables[position]
+            curvature = [exponential.of_weight(weight)]
+            (state[exponential.SLOT],) = exponential.slots([param], curvature)
         moved, own = self._move_one(
-            tf.convert_to_tensor(variable),
-            tf.cast(gradient, variable.dtype),
+            param,
+            tf.cast(gradient, param.dtype),
             None,
-            {
-                name: tf.convert_to_tensor(slots[position])
-                for name, slots in self._slots.items()
-            },
-            self.learning_rate_at(step, variable.dtype),
+            state,
+            self.learning_rate_at(step, param.dtype),
             [fold_in(one, position) for one in seeds],
         )
         self.assign(variable, moved)
@@ -270,3 +291,8 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
             learning_rate = given
         arguments = {name: getattr(self, name) for name in ALL_ARGUMENTS}
         return {"learning_rate": learning_rate} | arguments
+
+
+def _own(state: dict, position: int) -> dict:
+    """What a state holds for one weight."""
+    return {name: slots[position] for name, slots in state.items()}

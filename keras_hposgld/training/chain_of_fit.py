@@ -46,10 +46,12 @@ class ChainOfFit(Chain):
     def here(self, unprojected: list) -> Position:
         """Where the weights are now, and the state of optimizer and layers."""
         slots = self.sampler.state_variables.items()
+        weights = tensors(self.problem.weights)
+        state = {name: tensors(variables) for name, variables in slots}
         return Position(
-            tensors(self.problem.weights),
+            weights,
             self.problem.initial_carry,
-            {name: tensors(variables) for name, variables in slots},
+            self.with_curvature(state, weights),
             unprojected,
         )
 

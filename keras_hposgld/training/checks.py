@@ -58,8 +58,14 @@ def check_learning_rate(owners: list[Hyperparameter], sampler: Sampler) -> None:
     """
     iterations = sampler.keras_optimizer().iterations
     rate = float(sampler.learning_rate_at(iterations, "float64"))
-    for owner in owners:
+    for owner in _pulling(owners, sampler):
         owner.check_learning_rate(rate, sampler.largest_curvature_scale())
+
+
+def _pulling(owners: list[Hyperparameter], sampler: Sampler) -> list:
+    """Those whose pull an explicit step has to follow."""
+    exactly = sampler.solves_quadratic
+    return [owner for owner in owners if not (exactly and owner.is_quadratic)]
 
 
 def check_schedule(
@@ -98,7 +104,7 @@ def check_schedule(
         # One that computes with numbers, for a `fit` that runs eagerly.
         values = [float(rate_at(tf.constant(step))) for step in chosen]
     largest = int(np.argmax(values))
-    for owner in owners:
+    for owner in _pulling(owners, sampler):
         try:
             owner.check_learning_rate(
                 float(values[largest]), sampler.largest_curvature_scale()

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.estimators import Estimate
-from keras_hposgld.estimators.chain import batch_at
 from keras_hposgld.hyperparameters.addresses import weight_addresses
 from keras_hposgld.training.keras_problem import tensors
 from keras_hposgld.training.outer_level import assign_all
@@ -192,7 +192,9 @@ class Folds:
             assign_all(fold["weights"], end.params)
             assign_all(fold["layers"], end.carry[0])
             for slot, values in end.sampler_state.items():
-                assign_all(fold[f"sampler/{slot}"], values)
+                name = f"sampler/{slot}"
+                if name in fold:  # each chain is told the curvature anew
+                    assign_all(fold[name], values)
 
     def remember(self, estimates: list[Estimate], skipped: tf.Tensor) -> None:
         """Keeps what they remember, or zeros if the update was skipped."""

@@ -27,6 +27,7 @@ from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.data.padding import unpadded
 from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.discovery import not_owned
+from keras_hposgld.samplers.exponential import of_weight as curvature_of
 from keras_hposgld.training.overrides import compute_loss
 from keras_hposgld.training.placement.on_replica import local_loss
 from keras_hposgld.training.state import random_states
@@ -84,6 +85,7 @@ class KerasProblem(BilevelProblem):
             initial_carry=(),  # see the property
             decay=self._decay if any(_decays(self.weights)) else None,
             project=self._project if _are_constrained(self.weights) else None,
+            curvature=self._curvature,
         )
         _refuse_overwriting(self.weights)
         if _computes_in_float16(trainer):
@@ -150,6 +152,12 @@ class KerasProblem(BilevelProblem):
                     self.weights, params, _decays(self.weights), strict=True
                 )
             ]
+
+    def _curvature(self, hyperparameters: list) -> list:
+        """The curvature of each weight's quadratic penalty, or `None`."""
+        mapping = zip(self.hyperparameters, hyperparameters, strict=True)
+        with keras.StatelessScope(list(mapping)):
+            return [curvature_of(weight) for weight in self.weights]
 
     def _project(self, params: list) -> list:
         """Where the constraint of each weight puts it, as Keras applies it."""

@@ -27,7 +27,7 @@ import tensorflow as tf
 from keras_hposgld.estimators.driver import run_chain
 from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.estimator import HypergradientEstimator
-from keras_hposgld.samplers.sampler import clip_as
+from keras_hposgld.samplers.clipping import clip_as
 from keras_hposgld.training.placement import checks
 from keras_hposgld.training.placement.batch_shares import distribute_chains
 from keras_hposgld.training.placement.on_replica import mean_over_replicas
