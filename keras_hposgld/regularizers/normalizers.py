@@ -7,9 +7,9 @@ density, up to the constant
 
 where a center shifts the integral and changes nothing:
 
-    s w^2          (1/2) log(pi tau / s)
-    s |w|          log(2 tau / s)
-    a |w| + b w^2  (1/2) log(pi tau / b) + log erfcx(x),   x = a / (2 sqrt(b tau))
+    s w^2           (1/2) log(pi tau / s)
+    s |w|           log(2 tau / s)
+    a |w| + b w^2   (1/2) log(pi tau / b) + log erfcx(x), x = a / 2 sqrt(b tau)
 
 erfcx(x) = exp(x^2) erfc(x) is 1 for small x, which leaves L2, and 1 / (x sqrt
 pi) for large x, which leaves L1. All is computed from the logarithms of the
@@ -43,6 +43,8 @@ def log_normalizer(
         A tensor of that shape.
     """
     dtype = next(iter(log_strengths.values())).dtype
+    if not tf.is_tensor(temperature):  # a cast would go through float32
+        temperature = tf.constant(temperature, dtype)
     log_tau = tf.math.log(tf.cast(temperature, dtype))
     a, b = log_strengths.get("l1"), log_strengths.get("l2")
     if b is None:

@@ -118,7 +118,8 @@ class Penalties:
         parts = [p.log_normalizer(temperature) for p in self.alive]
         if any(part is None for part in parts):
             return None
-        return sum(parts, start=tf.zeros([], parts[0].dtype if parts else None))
+        dtype = parts[0].dtype if parts else tf.float32
+        return sum((tf.cast(p, dtype) for p in parts), tf.zeros([], dtype))
 
     # Files.
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
+from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.samplers import Sampler
@@ -47,6 +48,21 @@ def check_owners(
             "judges itself would learn to be small. Received: "
             f"outer_loss=None and loss={learned[0]!r}. Pass what you would "
             "report, such as a cross-entropy."
+        )
+
+
+def check_judged(estimator: HypergradientEstimator) -> None:
+    """Checks that an estimator differentiates the outer loss.
+
+    Raises:
+        ValueError: If it learns from the inner objective alone.
+    """
+    if not estimator.needs_outer:
+        raise ValueError(
+            "The estimator of a Keras model must be one that differentiates "
+            f"the outer loss. Received: {estimator!r}, which has no use for "
+            "it. Pass a `BilevelProblem` with a `log_normalizer` to "
+            '`keras_hposgld.hypergradient`, or use "hpo_sgld".'
         )
 
 

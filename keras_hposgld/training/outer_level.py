@@ -79,6 +79,7 @@ class OuterLevel(keras.layers.Layer):
         """Takes the arguments of `BilevelModel.compile`, see there."""
         check_known("layer_state", layer_state, LAYER_STATES)
         self.estimator = estimators.get(estimator)
+        checks.check_judged(self.estimator)
         self.guard.max_skipped_updates = estimators.check_count(
             "max_skipped_updates", max_skipped_updates, 1
         )
