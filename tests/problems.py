@@ -20,7 +20,9 @@ class Ridge:
         self.y_outer = rng.normal(size=num_outer)
         self.strengths = rng.uniform(0.1, 1.0, num_features)
         self.start = rng.normal(size=num_features)
-        self.problem = hs.BilevelProblem(self.inner, self.outer)
+        self.problem = hs.BilevelProblem(
+            self.inner, self.outer, log_normalizer=self.log_normalizer
+        )
 
     # The objectives, for TensorFlow.
 
@@ -36,6 +38,9 @@ class Ridge:
         return tf.reduce_mean(error**2 + 0.1 * error**4) + 0.3 * tf.reduce_sum(
             strengths**2
         )
+
+    def log_normalizer(self, strengths, temperature):
+        return -0.5 * tf.reduce_sum(tf.math.log(strengths))
 
     # The same, and their derivatives, in NumPy.
 

@@ -51,7 +51,13 @@ def project(params):
     return [tf.maximum(w, 0.1), u * tf.minimum(length, 1.0) / length]
 
 
-PROBLEM = hs.BilevelProblem(inner, outer, initial, decay=decay)
+def curvature(hypers):
+    return [2.0 * hypers[0], None]
+
+
+PROBLEM = hs.BilevelProblem(
+    inner, outer, initial, decay=decay, curvature=curvature
+)
 
 
 class Reference:

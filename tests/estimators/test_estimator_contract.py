@@ -25,6 +25,7 @@ SHORT = {
         outer_every=2,
         hessian_product="difference",
     ),
+    "evidence": dict(burn_in=2, num_samples=4),
     "first_order": dict(num_steps=5),
     "fmd": dict(num_steps=5, max_hyperparameters=50),
     "hpo_sgld": dict(
@@ -43,6 +44,7 @@ BAD = {
         dict(outer_every=0),
         dict(hessian_product="central"),
     ],
+    "evidence": [dict(burn_in=-1), dict(num_samples=0)],
     "first_order": [dict(num_steps=0)],
     "fmd": [dict(num_steps=0), dict(max_hyperparameters=0)],
     "hpo_sgld": [
@@ -66,6 +68,8 @@ BAD = {
     "score_covariance": [dict(burn_in=-1), dict(num_samples=1)],
 }
 ALL = REGISTRY.aliases
+# Those of a law, which has a temperature.
+NOISY = ("evidence", "score_covariance")
 # Those which need no start that is a function of the hyperparameters.
 ANY_START = [alias for alias in ALL if alias != "first_order"]
 
@@ -75,8 +79,12 @@ def make(alias, arguments=SHORT):
 
 
 def sampler_for(alias, learning_rate=0.05):
-    noisy = alias == "score_covariance"
-    return hs.SGLD(learning_rate, temperature=0.2 if noisy else 0.0)
+    return hs.SGLD(learning_rate, temperature=0.2 if alias in NOISY else 0.0)
+
+
+def constant(hypers, temperature):
+    """The log normalizer of a prior without hyperparameters."""
+    return 0.0
 
 
 def solve(alias, problem, strengths, start, sampler=None, **arguments):
@@ -94,6 +102,7 @@ def test_every_member_is_listed_here():
     assert ALL == sorted(SHORT) == sorted(BAD)
     assert set(ALL) == {
         "adjoint_sgld",
+        "evidence",
         "first_order",
         "fmd",
         "hpo_sgld",
@@ -188,6 +197,7 @@ def test_structure_shapes_and_dtype_are_kept(alias, dtype):
             + tf.reduce_sum(p["a"] - 1) ** 2
         ),
         lambda h, p, batch: tf.reduce_sum(p["a"]) + tf.reduce_sum(p["c"]),
+        log_normalizer=constant,
     )
     hyperparameters = (
         tf.ones([2, 3], dtype),
@@ -209,7 +219,9 @@ def test_structure_shapes_and_dtype_are_kept(alias, dtype):
 @pytest.mark.parametrize("alias", ANY_START)
 def test_unused_hyperparameter_gets_zero_and_is_reported(alias):
     problem = hs.BilevelProblem(
-        lambda h, w, batch: (w - h[0]) ** 2, lambda h, w, batch: w**2
+        lambda h, w, batch: (w - h[0]) ** 2,
+        lambda h, w, batch: w**2,
+        log_normalizer=constant,
     )
     hyperparameters = [tf.constant(1.0), tf.constant([1.0, 2.0])]
     with pytest.warns(UserWarning, match="depends on: number 1."):
@@ -236,12 +248,36 @@ def test_carry_and_losses_are_handed_on(alias):
         lambda h, w, batch, carry: (h * (w - 1.0) ** 2, carry + 1.0),
         lambda h, w, batch, carry: (w + h) ** 2,
         initial_carry=tf.constant(0.0),
+        log_normalizer=constant,
     )
     estimator = make(alias)
     result = solve(alias, problem, tf.constant(1.0), tf.constant(0.5))
     assert float(result.carry) == estimator.num_steps
     assert float(result.inner_loss) > 0
-    assert float(result.outer_loss) > 0
+    if estimator.needs_outer:
+        assert float(result.outer_loss) > 0
+    else:
+        assert result.outer_loss is None and result.outer_losses is None
+
+
+@pytest.mark.parametrize("alias", ALL)
+def test_no_outer_objective_is_needed_or_refused(rng, alias):
+    ridge = problems.Ridge(rng)
+    problem = hs.BilevelProblem(
+        ridge.inner, log_normalizer=ridge.log_normalizer
+    )
+    at = tf.constant(ridge.strengths), tf.constant(ridge.start)
+    if not make(alias).needs_outer:
+        result = solve(alias, problem, *at)
+        judged = solve(alias, ridge.problem, *at)
+        np.testing.assert_array_equal(
+            result.hypergradient, judged.hypergradient
+        )
+        return
+    with pytest.raises(ValueError, match="an `outer_objective`, which") as e:
+        solve(alias, problem, *at)
+    assert type(make(alias)).__name__ in str(e.value)
+    assert "Received: outer_objective=None" in str(e.value)
 
 
 @pytest.mark.parametrize("alias", ALL)
@@ -373,14 +409,15 @@ def test_estimators_refuse_what_they_cannot_serve(rng):
         lambda h: h,
     )
     start = tf.constant(ridge.start)
-    for alias in ("adjoint_sgld", "score_covariance"):
+    for alias in ("adjoint_sgld", *NOISY):
         with pytest.raises(ValueError, match="cannot serve a problem with"):
             solve(alias, maml, start, None)
     for alias in ("ift_cg", "ift_neumann"):
         with pytest.raises(ValueError, match="would return zero for every"):
             solve(alias, maml, start, None)
-    with pytest.raises(ValueError, match="needs a temperature above 0"):
-        solve("score_covariance", ridge.problem, start, start, hs.SGLD(0.1))
+    for alias in NOISY:
+        with pytest.raises(ValueError, match="needs a temperature above 0"):
+            solve(alias, ridge.problem, start, start, hs.SGLD(0.1))
     with pytest.raises(ValueError, match="4 hyperparameters, which would"):
         hs.hypergradient(
             ridge.problem,

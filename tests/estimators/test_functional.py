@@ -15,15 +15,17 @@ ANY_START = [a for a in REGISTRY.aliases if a != "first_order"]
 QUARTIC = hs.BilevelProblem(
     lambda h, w, b: (w - 1) ** 2 + h[0] * w**2 + 2 * h[1] * w**4,
     lambda h, w, b: (w - 0.5) ** 2,
+    log_normalizer=lambda h, t: 0.0,
 )
 
 
 def sampler_for(alias, **arguments):
-    tau = 0.1 if alias == "score_covariance" else 0.0
+    tau = 0.1 if alias in ("evidence", "score_covariance") else 0.0
     return hs.SGLD(0.05, temperature=tau, **arguments)
 
 
 SHORT = {
+    "evidence": hs.estimators.Evidence(2, 5),
     "score_covariance": hs.estimators.ScoreCovariance(2, 5),
     "fmd": hs.estimators.FMD(6),
 }

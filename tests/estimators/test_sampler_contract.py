@@ -22,6 +22,9 @@ DIFFERENTIATED = {
     "sgld_averaged": lambda: hs.SGLD(
         0.05, 0.1, momentum=0.4, integrator="averaged", noise="rademacher"
     ),
+    "sgld_exponential": lambda: hs.SGLD(
+        RATE, 0.1, integrator="exponential", clipnorm=0.9
+    ),
     "psgld": lambda: hs.PSGLD(0.05, 0.1, momentum=0.5, beta_2=0.9),
     "sgd_nesterov": lambda: keras.optimizers.SGD(
         RATE, momentum=0.8, nesterov=True
@@ -71,7 +74,12 @@ def test_unrolled_estimators_differentiate_the_whole_chain(name, mode):
     sampler = hs.samplers.get(DIFFERENTIATED[name]())
     # From a chain before it: the state of the sampler is not that of a start.
     warm = hs.hypergradient(
-        hs.BilevelProblem(chains.inner, chains.outer, decay=chains.decay),
+        hs.BilevelProblem(
+            chains.inner,
+            chains.outer,
+            decay=chains.decay,
+            curvature=chains.curvature,
+        ),
         chains.STRENGTHS,
         chains.START,
         estimator=hs.estimators.HPOSGLD(0, chains.NUM_STEPS),
@@ -132,6 +140,10 @@ NOISY = {
     "momentum": (
         lambda **law: hs.SGLD(0.05, momentum=0.8, integrator="averaged", **law),
         0.01,
+    ),
+    "exponential": (
+        lambda **law: hs.SGLD(0.05, integrator="exponential", **law),
+        0.05,
     ),
     "psgld": (lambda **law: hs.PSGLD(0.15, momentum=0.3, **law), 0.01),
 }
@@ -226,6 +238,7 @@ def test_adjoint_is_the_derivative_of_the_law(name):
     problem = hs.BilevelProblem(
         lambda h, w, b: tf.reduce_sum(energy_1d(h[0], w[0])),
         lambda h, w, b: tf.reduce_sum(outer_1d(h[0], w[0])),
+        curvature=lambda h: h,
     )
     hypers = [tf.fill([number], tf.constant(0.5, tf.float64))]
     params = [tf.fill([number], tf.constant(0.7, tf.float64))]
@@ -252,6 +265,7 @@ def test_covariance_is_the_derivative_of_the_law(name):
     problem = hs.BilevelProblem(
         lambda h, w, b: energy_1d(h[0], w[0]),
         lambda h, w, b: outer_1d(h[0], w[0]),
+        curvature=lambda h: h,
     )
 
     @tf.function(autograph=False, jit_compile=True)
@@ -280,6 +294,7 @@ def test_adjoint_is_right_where_weights_are_correlated(name):
     problem = hs.BilevelProblem(
         lambda h, w, b: tf.reduce_sum(energy_2d(h, w)),
         lambda h, w, b: tf.reduce_sum(outer_2d(h, w)),
+        curvature=lambda h: h[:2],
     )
     at = np.array([1.2, 0.9, 0.4])
     hypers = [tf.fill([number], tf.constant(h, tf.float64)) for h in at]
@@ -292,6 +307,53 @@ def test_adjoint_is_right_where_weights_are_correlated(name):
         )
 
     exact = quadrature_2d(at, TEMPERATURE)
+    for draws, one in zip(chains_2d().hypergradient, exact, strict=True):
+        found, error = bias(draws.numpy(), one)
+        assert error < 0.005, (found, error)
+        assert found < tolerance + 2 * error, (found, error, exact)
+
+
+def free_energy_2d(hypers, temperature):
+    """-tau log Z, with a prior of x^2 and y^2 alone."""
+    x, y = np.meshgrid(np.linspace(-2, 4, 801), np.linspace(-4, 3, 801))
+    u = energy_2d(hypers, (x, y))
+    total = np.sum(np.exp(-(u - u.min()) / temperature))
+    log_z = np.log(total) - u.min() / temperature
+    log_prior = -0.5 * np.log(hypers[0] * hypers[1])
+    return -temperature * (log_z - log_prior)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_evidence_is_that_of_the_law(name):
+    # Two weights that are correlated, an energy that is not quadratic, and a
+    # hyperparameter that is no strength: what no Gaussian approximation has.
+    make, tolerance = NOISY[name]
+    sampler = make(temperature=TEMPERATURE)
+    number, length = 1000, (150, 250)
+    problem = hs.BilevelProblem(
+        lambda h, w, b: tf.reduce_sum(energy_2d(h, w)),
+        log_normalizer=lambda h, t: (
+            -0.5 * tf.reduce_sum(tf.math.log(h[0]) + tf.math.log(h[1]))
+        ),
+        curvature=lambda h: h[:2],
+    )
+    at = np.array([1.2, 0.9, 0.4])
+    hypers = [tf.fill([number], tf.constant(h, tf.float64)) for h in at]
+    params = [tf.zeros([number], tf.float64)] * 2
+
+    @tf.function(autograph=False, jit_compile=True)
+    def chains_2d():
+        return chain_of(sampler, problem, hypers, params, "evidence", length)
+
+    units = 1e-4 * np.eye(3)
+    exact = [
+        (
+            free_energy_2d(at + unit, TEMPERATURE)
+            - free_energy_2d(at - unit, TEMPERATURE)
+        )
+        / 2e-4
+        for unit in units
+    ]
     for draws, one in zip(chains_2d().hypergradient, exact, strict=True):
         found, error = bias(draws.numpy(), one)
         assert error < 0.005, (found, error)

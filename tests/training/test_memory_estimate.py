@@ -64,7 +64,7 @@ def test_linear_memory_is_what_the_estimators_say():
     # Not with the chain's length, except for what keeps the path.
     for alias in REGISTRY.aliases:
         estimator = REGISTRY.find(alias)
-        if alias in ("hpo_sgld", "adjoint_sgld", "score_covariance"):
+        if hasattr(estimator(), "burn_in"):
             short, long = estimator(2, 3), estimator(200, 300)
         else:
             short, long = estimator(num_steps=5), estimator(num_steps=500)

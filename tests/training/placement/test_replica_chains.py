@@ -18,6 +18,7 @@ E = hs.estimators
 ESTIMATORS = {
     "hpo_sgld": lambda n: E.HPOSGLD(1, n - 1),
     "adjoint_sgld": lambda n: E.AdjointSGLD(1, n - 1),
+    "evidence": lambda n: E.Evidence(1, n - 1),
     "score_covariance": lambda n: E.ScoreCovariance(1, n - 1),
     "ift_neumann": lambda n: E.IFTNeumann(n, num_steps=n),
     "ift_cg": lambda n: E.IFTCG(n, damping=0.1, num_steps=n),
@@ -78,7 +79,9 @@ class Problem:
             outer,
             initial_params=(lambda hypers: [hypers[1]]) if learned else None,
             initial_carry=(),
-            decay=decay,
+            # The evidence is that of a density.
+            decay=None if alias == "evidence" else decay,
+            log_normalizer=lambda hypers, t: -0.5 * tf.reduce_sum(hypers[1]),
         )
         self.estimator = ESTIMATORS[alias](num_steps)
         self.sampler = hs.samplers.get(SAMPLERS[sampler]())
