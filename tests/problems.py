@@ -149,3 +149,82 @@ def autoregression_moments(decay, variance_added, start, num_steps):
         means.append(decay * means[-1])
         variances.append(decay**2 * variances[-1] + variance_added)
     return np.array(means), np.array(variances)
+
+
+class LinearGaussian:
+    """Linear regression with a strength a weight and a noise, all learned.
+
+    The inner objective is minus a log-likelihood over the number n of examples,
+    and a penalty of `sum(s w^2)`. At the temperature 1/n a weight has the prior
+    precision `2 n s`. The hyperparameters are the logarithms of the strengths
+    and of the standard deviation of the noise.
+    """
+
+    def __init__(self, rng, num_features=4, num_examples=50, noise=0.6):
+        self.x = rng.normal(size=(num_examples, num_features))
+        signs = np.sign(rng.normal(size=num_features))
+        weights = signs * np.linspace(0.5, 1.5, num_features)
+        self.y = self.x @ weights + noise * rng.normal(size=num_examples)
+        self.num_examples = num_examples
+        self.log_strengths = np.log(rng.uniform(0.01, 0.1, num_features))
+        self.log_noise = np.log(0.9)
+        self.problem = hs.BilevelProblem(
+            self.inner, log_normalizer=self.log_normalizer
+        )
+
+    # For TensorFlow: chains side by side, with hyperparameters of their own.
+
+    def inner(self, hypers, weights, batch):
+        error = tf.linalg.matmul(weights, self.x, transpose_b=True) - self.y
+        log_noise = hypers["log_noise"]
+        fit = 0.5 * tf.reduce_mean(error**2, -1) * tf.exp(-2 * log_noise)
+        penalty = tf.exp(hypers["log_strengths"]) * weights**2
+        return tf.reduce_sum(fit + log_noise) + tf.reduce_sum(penalty)
+
+    def log_normalizer(self, hypers, temperature):
+        return -0.5 * tf.reduce_sum(hypers["log_strengths"])
+
+    # In NumPy.
+
+    def posterior(self, log_strengths, log_noise):
+        precision = np.diag(2 * self.num_examples * np.exp(log_strengths))
+        precision = precision + self.x.T @ self.x * np.exp(-2 * log_noise)
+        covariance = np.linalg.inv(precision)
+        mean = covariance @ self.x.T @ self.y * np.exp(-2 * log_noise)
+        return mean, covariance
+
+    def free_energy(self, log_strengths, log_noise):
+        n = self.num_examples
+        prior = np.diag(np.exp(-np.asarray(log_strengths)) / (2 * n))
+        covariance = np.exp(2 * log_noise) * np.eye(n)
+        covariance = covariance + self.x @ prior @ self.x.T
+        _, log_det = np.linalg.slogdet(covariance)
+        quadratic = self.y @ np.linalg.solve(covariance, self.y)
+        return 0.5 * (log_det + quadratic) / n
+
+    def slope(self, log_strengths, log_noise):
+        """The derivative of the free energy by the logarithms."""
+        mean, covariance = self.posterior(log_strengths, log_noise)
+        n = self.num_examples
+        squares = mean**2 + np.diag(covariance)
+        error = np.sum((self.y - self.x @ mean) ** 2)
+        error = error + np.trace(self.x @ covariance @ self.x.T)
+        return np.append(
+            np.exp(log_strengths) * squares - 0.5 / n,
+            1.0 - error / n * np.exp(-2 * log_noise),
+        )
+
+    def optimum(self, rounds=2000):
+        """Where the slope is zero, by MacKay's fixed point."""
+        log_strengths, log_noise = self.log_strengths, self.log_noise
+        n = self.num_examples
+        for _ in range(rounds):
+            mean, covariance = self.posterior(log_strengths, log_noise)
+            strengths = np.exp(log_strengths)
+            known = 1.0 - 2 * n * strengths * np.diag(covariance)
+            log_strengths = np.log(known / (2 * n * mean**2))
+            error = np.sum((self.y - self.x @ mean) ** 2)
+            log_noise = 0.5 * np.log(error / (n - known.sum()))
+        slope = self.slope(log_strengths, log_noise)
+        assert np.abs(slope).max() < 1e-10
+        return log_strengths, log_noise
