@@ -91,9 +91,11 @@ def test_no_strength_is_too_small_or_too_large(dtype):
             first.assign(unconstrained)
             second.assign(other)
             with tf.GradientTape() as tape:
+                tape.watch([first.value, second.value])
                 value = owner.log_normalizer(1e-3)
             slopes = tape.gradient(value, [first.value, second.value])
-            assert np.all(np.isfinite([value, *slopes]))
+            for number in (value, *slopes):
+                assert np.isfinite(float(number))
 
 
 @pytest.mark.parametrize("center", [None, "initial"])
@@ -127,6 +129,7 @@ def test_regularizer_sums_over_the_weights_it_serves(
                 temperature, **{p: v[position] for p, v in strengths.items()}
             )
     with tf.GradientTape() as tape:
+        tape.watch([v.value for v in variables])
         value = owner.log_normalizer(temperature)
     np.testing.assert_allclose(value, expected, rtol=1e-9)
     slopes = tape.gradient(value, [v.value for v in variables])
@@ -146,7 +149,8 @@ def test_regularizer_sums_over_the_weights_it_serves(
 
 def test_normalizer_is_a_function_of_the_values_in_a_scope(run):
     owner = hs.regularizers.LearnableL2(granularity="tensor")
-    owner.attach(keras.Variable(np.zeros([3, 2]), dtype="float64"))
+    weight = keras.Variable(np.zeros([3, 2]), dtype="float64")
+    owner.attach(weight)
     (variable,) = owner.hyperparameter_variables
 
     def value(number):
@@ -166,7 +170,8 @@ def test_a_bijector_of_ones_own_is_followed():
     owner = hs.regularizers.LearnableL2(
         0.2, granularity="tensor", bijector=tfp.bijectors.Softplus()
     )
-    owner.attach(keras.Variable(np.zeros([3]), dtype="float64"))
+    weight = keras.Variable(np.zeros([3]), dtype="float64")
+    owner.attach(weight)
     np.testing.assert_allclose(
         owner.log_normalizer(0.1), 1.5 * np.log(np.pi * 0.1 / 0.2), rtol=1e-6
     )
@@ -174,25 +179,28 @@ def test_a_bijector_of_ones_own_is_followed():
 
 def test_half_precision_is_summed_in_float32():
     owner = hs.regularizers.LearnableL2(0.25, granularity="tensor")
-    owner.attach(keras.Variable(np.zeros([300, 5]), dtype="bfloat16"))
+    weight = keras.Variable(np.zeros([300, 5]), dtype="float16")
+    owner.attach(weight)
     value = owner.log_normalizer(0.1)
     assert value.dtype == tf.float32
     # The strength itself has three digits.
     np.testing.assert_allclose(
-        value, 750 * np.log(np.pi * 0.1 / 0.25), rtol=2e-2
+        float(value), 750 * np.log(np.pi * 0.1 / 0.25), rtol=2e-2
     )
 
 
 def test_only_penalties_are_priors():
     arguments = {
+        "affine": {"rotation": 10.0},
         "class_weights": {"num_classes": 3},
         "example_weights": {"num_examples": 5},
     }
     known = set()
     for alias in REGISTRY.aliases:
         owner = REGISTRY.find(alias)(**arguments.get(alias, {}))
+        weight = keras.Variable(np.zeros([2, 2]))
         if hasattr(owner, "attach"):
-            owner.attach(keras.Variable(np.zeros([2, 2])))
+            owner.attach(weight)
         if owner.log_normalizer(0.1) is not None:
             known.add(alias)
     assert known == set(KINDS)
