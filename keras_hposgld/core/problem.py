@@ -146,7 +146,7 @@ class BilevelProblem:
         self.initial_params: Any = initial_params
         self.decay = decay
         self.project: Any = project
-        self.log_normalizer = log_normalizer
+        self.log_normalizer: Any = log_normalizer
         self.curvature = curvature
         self.carries = initial_carry is not None
         self._initial_carry = initial_carry if self.carries else ()
@@ -216,7 +216,7 @@ class BilevelProblem:
         def pack(structure: Any, tensors: list) -> Any:
             return tf.nest.pack_sequence_as(structure, tensors)
 
-        def flat(function: Callable | None) -> Callable | None:
+        def flat(function: Any) -> Any:
             """One of the hyperparameters, the params and more."""
             if function is None:
                 return None
@@ -224,7 +224,7 @@ class BilevelProblem:
                 pack(hyperparameters, hypers), pack(params, weights), *rest
             )
 
-        def of_hypers(function: Callable | None) -> Callable | None:
+        def of_hypers(function: Any) -> Any:
             """One of the hyperparameters, and of numbers."""
             if function is None:
                 return None
@@ -232,7 +232,7 @@ class BilevelProblem:
                 pack(hyperparameters, hypers), *rest
             )
 
-        def listed(function: Callable | None) -> Callable | None:
+        def listed(function: Any) -> Any:
             """One that returns a structure, to which `None` belongs."""
             if function is None:
                 return None

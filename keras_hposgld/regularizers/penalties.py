@@ -115,11 +115,15 @@ class Penalties:
 
     def log_normalizer(self, temperature) -> tf.Tensor | None:
         """The sum over the weights that there are."""
-        parts = [p.log_normalizer(temperature) for p in self.alive]
-        if any(part is None for part in parts):
-            return None
-        dtype = parts[0].dtype if parts else tf.float32
-        return sum((tf.cast(p, dtype) for p in parts), tf.zeros([], dtype))
+        total = tf.zeros([], tf.float32)
+        for penalty in self.alive:
+            part = penalty.log_normalizer(temperature)
+            if part is None:
+                return None
+            if part.dtype.size > total.dtype.size:
+                total = tf.cast(total, part.dtype)
+            total += tf.cast(part, total.dtype)
+        return total
 
     # Files.
 
