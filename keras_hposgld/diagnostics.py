@@ -71,7 +71,8 @@ def check_hypergradient(
         `HypergradientCheck`.
 
     Raises:
-        ValueError: If `reference` is unknown, or `step` not above 0.
+        ValueError: If `reference` is unknown, `step` not above 0, or the
+            estimator has no use for an outer objective.
 
     Example:
 
@@ -92,6 +93,12 @@ def check_hypergradient(
     check_known("reference", reference, REFERENCES)
     step = check_number("step", step, zero_allowed=False)
     estimator = estimators.get(estimator)
+    if not estimator.needs_outer:
+        raise ValueError(
+            "`estimator` must be one that differentiates the outer objective, "
+            f"as the reference does. Received: estimator={estimator!r}. "
+            "Compare the evidence of a small problem with quadrature."
+        )
     flat = [
         # As `hypergradient` does.
         tf.convert_to_tensor(float(x) if isinstance(x, numbers.Integral) else x)

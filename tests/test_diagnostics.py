@@ -97,6 +97,18 @@ def test_hypergradient_of_zero_gives_defined_numbers(reference):
     assert check.norm_ratio == 1.0
 
 
+def test_an_estimator_without_an_outer_objective_has_no_reference(rng):
+    ridge = problems.Ridge(rng)
+    with pytest.raises(ValueError, match="`estimator` must be one that diff"):
+        hs.diagnostics.check_hypergradient(
+            ridge.problem,
+            ridge.strengths,
+            ridge.start,
+            estimator="evidence",
+            sampler=hs.SGLD(0.1, 0.1),
+        )
+
+
 def test_step_of_the_differences_is_checked():
     with pytest.raises(ValueError, match="`step` must be a finite number abo"):
         hs.diagnostics.check_hypergradient(

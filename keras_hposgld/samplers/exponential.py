@@ -26,7 +26,11 @@ SLOT = "curvature"
 
 
 def phi(x: tf.Tensor) -> tf.Tensor:
-    """`(1 - exp(-x)) / x`, and 1 at 0, with finite derivatives."""
+    """`(1 - exp(-x)) / x`, and 1 at 0, with finite derivatives.
+
+    Args:
+        x: Tensor in float32 or float64.
+    """
     cut = np.sqrt(np.finfo(x.dtype.as_numpy_dtype).eps)
     is_small = tf.abs(x) < cut
     safe = tf.where(is_small, tf.ones_like(x), x)
@@ -35,18 +39,25 @@ def phi(x: tf.Tensor) -> tf.Tensor:
 
 def force_scale(rate: tf.Tensor, own: dict) -> tf.Tensor:
     """A, from the learning rate and what a state holds for a weight."""
-    return rate * phi(rate * _held(own))
+    rate, h = _wide(rate), _wide(_held(own))
+    return tf.cast(rate * phi(rate * h), own[SLOT].dtype)
 
 
 def noise_variance(rate: tf.Tensor, own: dict) -> tf.Tensor:
     """The variance of the noise, over that of Euler's step."""
-    return phi(2.0 * rate * _held(own))
+    variance = phi(2.0 * _wide(rate) * _wide(_held(own)))
+    return tf.cast(variance, own[SLOT].dtype)
 
 
 def _held(own: dict) -> tf.Tensor:
     if SLOT not in own:
         raise _unknown("a state without one")
     return own[SLOT]
+
+
+def _wide(x: tf.Tensor) -> tf.Tensor:
+    """In float32 at least: half precision has no place for `rate * h`."""
+    return x if x.dtype.size >= 4 else tf.cast(x, tf.float32)
 
 
 def _unknown(received: str) -> ValueError:

@@ -65,6 +65,7 @@ def estimate_memory(
         variable.shape.num_elements() for variable in _values(hyperparameters)
     )
     per_weight, per_hyperparameter = estimator.copies_in_chain(number)
+    per_hyperparameter += sampler.solves_quadratic  # the chain holds them
     parts = (
         weight_bytes + size_of(copies) + size_of(slots),
         hyper_bytes,

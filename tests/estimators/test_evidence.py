@@ -1,5 +1,6 @@
 """The evidence, against quadrature, closed forms and scikit-learn."""
 
+import keras
 import numpy as np
 import problems
 import pytest
@@ -128,6 +129,17 @@ def test_problems_without_a_known_prior_are_refused(arguments, message):
             problem, 0.7, 0.1, estimator="evidence", sampler=hs.SGLD(0.1, 0.1)
         )
     assert "Received: " in str(error.value)
+
+
+def test_keras_models_refuse_it_by_name():
+    strength = hs.regularizers.LearnableL2()
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(1, kernel_regularizer=strength)]
+    )
+    learner = hs.BilevelModel(model)
+    with pytest.raises(ValueError, match="differentiates the outer loss") as e:
+        learner.compile(hs.SGLD(0.1, 0.1), "mse", hypergradient="evidence")
+    assert "Received: Evidence(burn_in=10" in str(e.value)
 
 
 def test_normalizer_must_be_a_scalar():

@@ -139,6 +139,22 @@ def test_it_is_eulers_step_where_the_step_is_short():
     np.testing.assert_array_equal(ours, plain)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_takes_the_same_step_rounded(dtype):
+    def moved(dtype):
+        sampler = exponential_sgld(0.25, 0.125)
+        params = [tf.constant([0.5, -1.25], dtype)]
+        state = sampler.with_curvature({}, params, [tf.constant(200.0)])
+        gradient = [tf.constant([100.0, -250.0], dtype)]
+        (after,), _ = sampler.step(params, gradient, None, state, 0, SEED)
+        assert after.dtype == dtype
+        return tf.cast(after, tf.float64)
+
+    np.testing.assert_allclose(
+        moved(dtype), moved("float64"), rtol=2e-2, atol=2e-2
+    )
+
+
 def problem_of(**arguments):
     return hs.BilevelProblem(
         lambda s, w, batch: (
@@ -346,3 +362,38 @@ def test_chain_of_a_model_is_the_fit_that_it_would_have(rng):
         chained.trainable_weights, layer.trainable_weights, strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_callback_differentiates_the_steps_of_fit(rng):
+    # One step of `fit` is a chain, whose derivative holds its scale A.
+    rate, s = 0.05, 30.0
+    h, bound = 2 * s, 100.0
+    owner = hs.regularizers.LearnableL2(
+        s, granularity="output", max_value=bound
+    )
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(2, use_bias=False, kernel_regularizer=owner),
+        ]
+    )
+    model.compile(exponential_sgld(rate), loss="mse")
+    start = model.layers[-1].kernel.numpy()
+    x, y, x_outer, y_outer = rng.normal(size=(4, 4, 3))
+    y, y_outer = y[:, :2], y_outer[:, :2]
+    callback = hs.callbacks.LearnHyperparameters(
+        (x_outer, y_outer),
+        hs.estimators.HPOSGLD(0, 1),
+        hyper_optimizer=keras.optimizers.SGD(1.0),
+        chain="training",
+    )
+    (before,) = hs.find_hyperparameters(model)[0].hyperparameter_variables
+    before = before.numpy()
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[callback])
+    (after,) = owner.hyperparameter_variables
+    kernel = model.layers[-1].kernel.numpy()
+    v = x_outer.T @ (x_outer @ kernel - y_outer) * 2 / y_outer.size
+    scale = -np.expm1(-rate * h) / h
+    by_strength = -scale * np.sum(v * 2 * start, axis=0)
+    expected = by_strength * s * (1 - s / bound)  # ds/du of a sigmoid
+    np.testing.assert_allclose(before - after.numpy(), expected, rtol=1e-4)

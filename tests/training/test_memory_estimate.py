@@ -13,7 +13,7 @@ from keras_hposgld.training import memory_estimate
 AVAILABLE = "keras_hposgld.training.memory_estimate.available_memory"
 
 
-def make_learner(granularity="parameter", **arguments):
+def make_learner(granularity="parameter", sampler=None, **arguments):
     strength = hs.regularizers.LearnableL2(granularity=granularity)
     model = keras.Sequential(
         [
@@ -22,7 +22,7 @@ def make_learner(granularity="parameter", **arguments):
         ]
     )
     learner = hs.BilevelModel(model)
-    learner.compile(hs.SGLD(0.01), loss="mse", **arguments)
+    learner.compile(sampler or hs.SGLD(0.01), loss="mse", **arguments)
     return learner
 
 
@@ -58,6 +58,16 @@ def test_fewer_strengths_take_less():
     )
     assert coarse.hyperparameters == 4
     assert coarse.chain == fine.chain - 3 * (4000 - 4)
+
+
+def test_a_curvature_is_one_more_vector():
+    plain, exponential = (
+        make_learner(sampler=hs.SGLD(0.01, integrator=integrator))
+        .memory_estimate()
+        .chain
+        for integrator in ("euler", "exponential")
+    )
+    assert exponential == plain + 4 * 50 * 20
 
 
 def test_linear_memory_is_what_the_estimators_say():
