@@ -93,12 +93,7 @@ def check_hypergradient(
     check_known("reference", reference, REFERENCES)
     step = check_number("step", step, zero_allowed=False)
     estimator = estimators.get(estimator)
-    if not estimator.needs_outer:
-        raise ValueError(
-            "`estimator` must be one that differentiates the outer objective, "
-            f"as the reference does. Received: estimator={estimator!r}. "
-            "Compare the evidence of a small problem with quadrature."
-        )
+    _refuse_without_outer(estimator)
     flat = [
         # As `hypergradient` does.
         tf.convert_to_tensor(float(x) if isinstance(x, numbers.Integral) else x)
@@ -141,6 +136,15 @@ def check_hypergradient(
         hypergradient=estimate,
         reference=exact,
     )
+
+
+def _refuse_without_outer(estimator):
+    if not estimator.needs_outer:
+        raise ValueError(
+            "`estimator` must be one that differentiates the outer objective, "
+            f"as the reference does. Received: estimator={estimator!r}. "
+            "Compare the evidence of a small problem with quadrature."
+        )
 
 
 def _central_differences(function, values, step):

@@ -329,7 +329,7 @@ def test_evidence_is_that_of_the_law(name):
     # hyperparameter that is no strength: what no Gaussian approximation has.
     make, tolerance = NOISY[name]
     sampler = make(temperature=TEMPERATURE)
-    number, length = 1000, (150, 250)
+    number, length = 2500, (150, 250)
     problem = hs.BilevelProblem(
         lambda h, w, b: tf.reduce_sum(energy_2d(h, w)),
         log_normalizer=lambda h, t: (
