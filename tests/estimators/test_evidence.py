@@ -31,7 +31,7 @@ def exact_slope(strength, temperature, step=1e-4):
 
 @pytest.mark.parametrize("noise_scale", [1.0, 0.5])
 def test_gradient_is_that_of_quadrature(run, noise_scale):
-    number, strength = 1500, 0.7
+    number, strength = 2500, 0.7
     problem = hs.BilevelProblem(
         lambda s, w, batch: tf.reduce_sum(energy(s, w)),
         log_normalizer=lambda s, tau: -0.5 * tf.reduce_sum(tf.math.log(s)),

@@ -22,9 +22,6 @@ DIFFERENTIATED = {
     "sgld_averaged": lambda: hs.SGLD(
         0.05, 0.1, momentum=0.4, integrator="averaged", noise="rademacher"
     ),
-    "sgld_exponential": lambda: hs.SGLD(
-        RATE, 0.1, integrator="exponential", clipnorm=0.9
-    ),
     "psgld": lambda: hs.PSGLD(0.05, 0.1, momentum=0.5, beta_2=0.9),
     "sgd_nesterov": lambda: keras.optimizers.SGD(
         RATE, momentum=0.8, nesterov=True
@@ -37,6 +34,9 @@ DIFFERENTIATED = {
     "adamw": lambda: keras.optimizers.AdamW(RATE, weight_decay=0.4),
     "nadam": lambda: keras.optimizers.Nadam(RATE, weight_decay=0.2),
     "adamax": lambda: keras.optimizers.Adamax(RATE, use_ema=True),
+    "sgld_exponential": lambda: hs.SGLD(
+        RATE, 0.1, integrator="exponential", clipnorm=0.9
+    ),
 }
 UNROLLED = {
     "rmd": dict(num_steps=chains.NUM_STEPS),

@@ -334,11 +334,12 @@ def test_bilevel_model_learns_strengths_that_eulers_step_cannot_follow(rng):
         learner(hs.SGLD(0.05), "l2").fit(x[:8], y[:8], **data)
     with pytest.raises(ValueError, match="`learning_rate \\* max_value`"):
         learner(exponential_sgld(0.5), "l1").fit(x[:8], y[:8], **data)
-    learned = learner(exponential_sgld(0.05), "l2")
-    before = learned.hyperparameter_values()
-    learned.fit(x[:8], y[:8], **data)
-    for path, value in learned.hyperparameter_values().items():
-        assert np.all(np.isfinite(value)) and np.any(value != before[path])
+    for folds in ({}, {"outer_folds": 2, "outer_data": None}):
+        learned = learner(exponential_sgld(0.05), "l2")
+        before = learned.hyperparameter_values()
+        learned.fit(x[:8], y[:8], **data | folds)
+        for path, value in learned.hyperparameter_values().items():
+            assert np.all(np.isfinite(value)) and np.any(value != before[path])
 
 
 def test_chain_of_a_model_is_the_fit_that_it_would_have(rng):
