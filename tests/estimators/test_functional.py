@@ -82,6 +82,7 @@ def test_hyperparameters_and_weights_may_differ_in_dtype(
             + tf.reduce_sum(tf.cast(h, w.dtype) * w**2)
         ),
         lambda h, w, b: tf.reduce_sum((w - 0.5) ** 2),
+        log_normalizer=lambda h, t: -0.5 * tf.reduce_sum(tf.math.log(h)),
     )
 
     def estimate(of_hypers, of_params):
