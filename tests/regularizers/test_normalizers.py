@@ -41,6 +41,7 @@ def quadrature(temperature, l1=0.0, l2=0.0):
         (2.0, 1e-12),
         (1e-3, 1e3),
         (30.0, 0.5),
+        (4.0, 0.8),
         (100.0, 1e-30),
         # On both sides of where the series takes over.
         (2 * LARGE_X * 0.99 * np.sqrt(0.3), 1.0),
