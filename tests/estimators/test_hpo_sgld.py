@@ -436,8 +436,17 @@ def test_bad_problems_are_refused():
     def solve(problem, hyperparameters=1.0, params=1.0):
         return estimate(problem, hyperparameters, params, sampler=hs.SGLD(0.1))
 
-    with pytest.raises(TypeError, match="`outer_objective` must be a function"):
-        hs.BilevelProblem(scalar, None)
+    for name in ("inner_objective", "outer_objective"):
+        given = {"inner_objective": scalar, "outer_objective": scalar, name: 2}
+        with pytest.raises(TypeError, match=f"`{name}` must be a function"):
+            hs.BilevelProblem(**given)
+    with pytest.raises(TypeError, match="`inner_objective` must be a function"):
+        hs.BilevelProblem(None, scalar)
+    for name in ("log_normalizer", "curvature"):
+        with pytest.raises(
+            TypeError, match=f"`{name}` must be .* or None. Rec"
+        ):
+            hs.BilevelProblem(scalar, **{name: 2})
     with pytest.raises(TypeError, match="`initial_params` must be a function"):
         hs.BilevelProblem(scalar, scalar, tf.constant(1.0))
     with pytest.raises(ValueError, match="`inner_objective` must return a sc"):
