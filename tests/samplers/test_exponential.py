@@ -1,5 +1,7 @@
 """The step that solves a quadratic penalty exactly: its law and its formula."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -398,3 +400,27 @@ def test_callback_differentiates_the_steps_of_fit(rng):
     by_strength = -scale * np.sum(v * 2 * start, axis=0)
     expected = by_strength * s * (1 - s / bound)  # ds/du of a sigmoid
     np.testing.assert_allclose(before - after.numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "learns", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_two_replicas_take_the_steps_of_one(rng, mirrored, learns):
+    x, y = rng.normal(size=(8, 3)), rng.normal(size=(8, 2))
+
+    def fitted(scope):
+        with scope:
+            model, layer = dense("l2")
+            data, arguments = {}, {}
+            if learns:
+                model = hs.BilevelModel(model)
+                data["outer_data"] = x[:4], y[:4]
+                arguments["hypergradient"] = hs.estimators.HPOSGLD(1, 1)
+            sampler = exponential_sgld(0.05, 0.01)
+            model.compile(optimizer=sampler, loss="mse", **arguments)
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0, **data)
+        return [w.numpy() for w in (*layer.trainable_weights, *model.weights)]
+
+    one, two = fitted(contextlib.nullcontext()), fitted(mirrored.scope())
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
