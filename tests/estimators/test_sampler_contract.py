@@ -327,7 +327,7 @@ def free_energy_2d(hypers, temperature):
 def test_evidence_is_that_of_the_law(name):
     # Two weights that are correlated, an energy that is not quadratic, and a
     # hyperparameter that is no strength: what no Gaussian approximation has.
-    make, tolerance = NOISY[name]
+    make, _ = NOISY[name]
     sampler = make(temperature=TEMPERATURE)
     number, length = 2500, (150, 250)
     problem = hs.BilevelProblem(
@@ -357,4 +357,4 @@ def test_evidence_is_that_of_the_law(name):
     for draws, one in zip(chains_2d().hypergradient, exact, strict=True):
         found, error = bias(draws.numpy(), one)
         assert error < 0.005, (found, error)
-        assert found < tolerance + 2 * error, (found, error, exact)
+        assert found < 0.02 + 2 * error, (found, error, exact)
