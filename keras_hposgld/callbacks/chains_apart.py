@@ -14,6 +14,8 @@ from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import SGLD
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training import placement
+from keras_hposgld.training.kept_trace import compiled_state
+from keras_hposgld.training.kept_trace import KeptTrace
 from keras_hposgld.training.outer_iteration import run_outer_iteration
 
 EVERY = 50  # by default
@@ -52,6 +54,7 @@ class ChainsApart(Chains):
         )
         self.sampler = samplers.get(SGLD(0.01) if sampler is None else sampler)
         self.inner_data = inner_data
+        self._trace = KeptTrace()
         self.recent = RecentExamples(self.num_steps * self.batch_size)
 
     @property
@@ -72,7 +75,8 @@ class ChainsApart(Chains):
             self.placement.check_recording()
         with model.distribute_strategy.scope():
             self.outer_level.prepare(model, owners, self.sampler)
-        self.outer_level.read(self.data.levels[-1], self.num_steps)
+        if self.outer_level.read(self.data.levels[-1], self.num_steps):
+            self._trace.forget()
         self.placement.check(
             [
                 *model.variables,
@@ -82,7 +86,10 @@ class ChainsApart(Chains):
             ],
             self.outer_level.estimator,
         )
-        self._run = self._chain_function(model, variables_of(owners))
+        self._run = self._trace.get(
+            [*compiled_state(model), *self.outer_level.observers],
+            lambda: self._chain_function(model, variables_of(owners)),
+        )
         self.end(model)  # of a `fit` that was broken off
         if self.needs_recording:
             compiled = model.jit_compile and not model.run_eagerly

@@ -53,6 +53,8 @@ class ChainsInTraining(Chains):
             **arguments,
         )
         self.step: Any = None
+        self._buffer: Any = None
+        self._new_buffer: Any = None  # until the first batches are drawn
         self._is_installed = False
 
     def begin(self, model: keras.Model, owners: list) -> None:
@@ -69,7 +71,7 @@ class ChainsInTraining(Chains):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
             self.outer_level.prepare(model, owners, self.sampler)
-            self.outer_level.read(
+            is_changed = self.outer_level.read(
                 self.data.levels[-1], num_outer(self.outer_level.estimator)
             )
             self.placement.check(
@@ -92,11 +94,12 @@ class ChainsInTraining(Chains):
                     self.every,
                     self.warmup_batches,
                 )
+        if is_changed:
+            self.step.trace.forget()
         self._batches_at_once = model.steps_per_execution
         longest = (self._batches_at_once + self.every - 2) // self.every + 1
         varies = getattr(self.data.levels[0], "varies", False)
-        self._buffer = OuterBuffer(longest, varies, self.placement)
-        self.step.outer_batch = self._buffer.batch
+        self._new_buffer = OuterBuffer(longest, varies, self.placement)
 
     def end(self, model: keras.Model) -> None:
         """Leaves the model as it was."""
@@ -122,6 +125,7 @@ class ChainsInTraining(Chains):
             )
         )
         self._lay_down()
+        self.step.outer_batch = self._buffer.batch
         self.step.install()
         self._is_installed = True
 
@@ -129,6 +133,11 @@ class ChainsInTraining(Chains):
         """Lays down the outer batches that the next steps may need."""
         with self.data.explains_its_end(lambda: self._num_drawn):
             (batches,) = next(self.batches)
+        if self._new_buffer is not None:
+            new, old = self._new_buffer, self._buffer
+            if old is None or not old.is_like(new, batches):
+                self._buffer = new
+            self._new_buffer = None
         self._buffer.put(self._num_drawn, batches)
         self._num_drawn += 1
 

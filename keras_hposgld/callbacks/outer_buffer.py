@@ -30,6 +30,32 @@ class OuterBuffer(tf.Module):
         # A module would wrap the structure of a batch, which is the user's.
         self._slots: Callable = list
 
+    def is_like(self, other: "OuterBuffer", batches: Any) -> bool:
+        """Whether it can do what another one is made for.
+
+        Args:
+            other: `OuterBuffer`, empty.
+            batches: What is to be laid down first.
+        """
+        mine, others = (
+            (b.num_chains, b.varies, type(b.placement)) for b in (self, other)
+        )
+        if mine != others or not self._slots():
+            return False
+        slot = self._slots()[0]
+        first = tf.nest.map_structure(self.placement.first, batches)
+        try:
+            tf.nest.assert_same_structure(slot, first)
+        except (TypeError, ValueError):
+            return False
+        return all(
+            variable.dtype == tensor.dtype
+            and variable.shape.is_compatible_with(tensor.shape)
+            for variable, tensor in zip(
+                tf.nest.flatten(slot), tf.nest.flatten(first), strict=True
+            )
+        )
+
     def put(self, chain: int, batches: Any) -> None:
         """Lays down the outer batches of a chain.
 

@@ -15,6 +15,8 @@ from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.samplers import Sampler
 from keras_hposgld.training.chain_of_fit import ChainOfFit
 from keras_hposgld.training.chain_of_fit import KeptState
+from keras_hposgld.training.kept_trace import compiled_state
+from keras_hposgld.training.kept_trace import KeptTrace
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import layer_variables
 from keras_hposgld.training.keras_problem import tensors
@@ -42,6 +44,7 @@ class LearningStep(tf.Module):
             is raised. So a `fit` that was broken off does not go on learning in
             the next one.
         kept: `KeptState`, what the estimator keeps from step to step.
+        trace: `KeptTrace`, of the step.
         outer_batch: Function from the number of a chain, and that of a batch
             in it, to the batch.
     """
@@ -60,6 +63,7 @@ class LearningStep(tf.Module):
     ):
         super().__init__()
         self._parts = lambda: (model, outer_level, sampler, placement)
+        self.trace = KeptTrace()
         self._hyperparameters = tuple(variables_of(owners))
         self._through_layers = not all(o.is_about_weights for o in owners)
         self.every, self.warmup = every, warmup
@@ -93,7 +97,17 @@ class LearningStep(tf.Module):
         self._installed = lambda: (step, *before)
         step.install()
         vars(model)["train_step"] = self
-        model.make_train_function(force=True)
+        depends_on = [
+            *compiled_state(model),
+            self.outer_batch,
+            *self._parts()[1].observers,
+        ]
+
+        def make() -> Callable:
+            model.make_train_function(force=True)
+            return model.train_function
+
+        model.train_function = self.trace.get(depends_on, make)
 
     def remove(self) -> None:
         """Leaves the model as it was."""

@@ -11,6 +11,7 @@ from builders import make_data
 from builders import state
 
 import keras_hposgld as hs
+from keras_hposgld.training import kept_trace
 from keras_hposgld.training import step_of_fit
 
 STEPS = 4
@@ -395,6 +396,42 @@ def test_model_that_is_compiled_again_learns_by_its_new_optimizer():
         learned.append(strengths(model)[0] - before)
     assert np.abs(learned[1]).min() > 1e-4
     np.testing.assert_allclose(learned[0], learned[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("chain", ["training", "apart"])
+def test_steps_are_traced_for_the_first_fit_alone(chain, monkeypatch):
+    # Each trace would stay in memory. After `compile` there is another one.
+    def run():
+        traced = []
+
+        class Loss(keras.losses.Loss):
+            def call(self, y, y_pred):
+                traced.append(self.name)
+                return (y - y_pred) ** (2 if self.name == "first" else 4)
+
+        model = make_model()
+        model.compile("adam", loss=Loss("first"))
+        callback = make_callback(chain=chain, every=STEPS)
+        counts = []
+        for _ in range(3):
+            fit(model, callback)
+            counts.append(len(traced))
+        model.compile(model.optimizer, loss=Loss("second"))
+        ends = [fit(model, callback).history["outer_loss"] for _ in range(2)]
+        return counts, traced, strengths(model), ends
+
+    counts, traced, learned, ends = run()
+    recorded = 0 if chain == "training" else (counts[2] - counts[1])
+    assert counts[1] - counts[0] == recorded < counts[0]
+    assert traced[-1] == "second"
+    monkeypatch.setattr(
+        kept_trace.KeptTrace, "get", lambda self, depends_on, make: make()
+    )
+    others, _, expected, other_ends = run()
+    assert others[1] - others[0] > recorded
+    assert ends == other_ends
+    for a, b in zip(learned, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_chains_are_counted_by_the_steps_that_are_taken():
