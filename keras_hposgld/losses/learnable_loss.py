@@ -17,13 +17,13 @@ from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
 
 
 class LearnableLoss(Hyperparameter, keras.losses.Loss):
-    """A classification loss with hyperparameters; see its three subclasses.
+    """A loss with hyperparameters; see its subclasses.
 
     Args:
         start: Array: the unconstrained hyperparameters at first.
         variable_name: String.
         from_logits: Boolean: whether predictions are logits. Defaults to
-            `False`: they are probabilities.
+            `False`: they are probabilities. For classification.
         name: String.
         reduction: As in `keras.losses.Loss`.
     """

@@ -23,6 +23,7 @@ PLACES = {
     "taylor_loss": ("loss", {"from_logits": True}),
     "class_weights": ("loss", {"num_classes": 3, "from_logits": True}),
     "label_smoothing": ("loss", {"from_logits": True}),
+    "gaussian_loss": ("likelihood", {"initial_value": 0.5}),
     "example_weights": ("example_weights", {"num_examples": 16}),
 }
 QUICK = ("l2", "label_smoothing", "example_weights")
@@ -51,17 +52,24 @@ def make_learner(alias):
     )
     learner.compile(
         optimizer=hs.SGLD(0.05, seed=0),
-        loss=owner if place == "loss" else CROSS_ENTROPY,
-        outer_loss=CROSS_ENTROPY,
+        loss=owner if place in ("loss", "likelihood") else CROSS_ENTROPY,
+        outer_loss=None if place == "likelihood" else CROSS_ENTROPY,
         hypergradient=hs.estimators.HPOSGLD(1, 2),
     )
     return learner, owner
 
 
+def targets(learner):
+    """Classes, or as many numbers as the model has outputs."""
+    is_likelihood = learner.outer_level.outer_loss is None
+    return keras.utils.to_categorical(Y) if is_likelihood else Y
+
+
 def fit(learner):
+    y = targets(learner)
     return learner.fit(
-        *(X[:16], Y[:16]),
-        outer_data=(X[16:], Y[16:]),
+        *(X[:16], y[:16]),
+        outer_data=(X[16:], y[16:]),
         batch_size=4,
         epochs=3,
         verbose=0,
@@ -115,7 +123,7 @@ def test_kind_is_a_citizen(alias, tmp_path):
         atol=1e-6,
     )
     kept = list(learner.hyperparameter_values().values())
-    learner.refit(X[:16], Y[:16], optimizer="sgd", verbose=0)
+    learner.refit(X[:16], targets(learner)[:16], optimizer="sgd", verbose=0)
     found = list(learner.hyperparameter_values().values())
     for a, b in zip(kept, found, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,0 +1,97 @@
+"""Squared error with a learned noise: a Gaussian likelihood."""
+
+import math
+
+import tensorflow as tf
+
+from keras_hposgld.core.checks import check_number
+from keras_hposgld.hyperparameters.registry import register
+from keras_hposgld.hyperparameters.unconstrained import bounded_start
+from keras_hposgld.hyperparameters.unconstrained import bounded_value
+from keras_hposgld.losses.learnable_loss import LearnableLoss
+
+
+@register("gaussian_loss")
+class LearnableGaussianLoss(LearnableLoss):
+    """Minus the log-likelihood of targets with Gaussian noise.
+
+    For regression. With the predictions f and one standard deviation sigma for
+    all examples, an example costs
+
+        sum((y - f)^2) / (2 sigma^2) + k log(sigma sqrt(2 pi)),
+
+    the sum over its k targets. Sigma is learned. This loss is a density of the
+    targets, so that it cannot become small by itself: it needs no `outer_loss`
+    beside it, and `Evidence` takes it. An example with the sample weight w
+    counts as w examples.
+
+    Args:
+        initial_value: Float in `(0, max_value)`: sigma at first, in the unit
+            of the targets. Defaults to `1.0`, that of standardized targets.
+        max_value: Float. Defaults to `10.0`.
+        name: String.
+        reduction: As in `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If a number is out of range, or if targets and predictions
+            differ in shape.
+
+    Example:
+
+    ```python
+    import keras_hposgld as hs
+
+    loss = hs.losses.LearnableGaussianLoss(0.5)
+    print(loss([[1.0], [2.0]], [[1.5], [2.0]]), loss.hyperparameter_values())
+    ```
+    """
+
+    needs_outer_loss = False  # it is normalized
+
+    def __init__(
+        self,
+        initial_value: float = 1.0,
+        max_value: float = 10.0,
+        name: str | None = None,
+        reduction: str = "sum_over_batch_size",
+    ):
+        max_value = check_number("max_value", max_value, zero_allowed=False)
+        start = bounded_start("initial_value", initial_value, max_value)
+        super().__init__(start, "noise", name=name, reduction=reduction)
+        self.initial_value = float(initial_value)
+        self.max_value = max_value
+
+    def constrained(self) -> tf.Tensor:
+        return bounded_value(self.variable, self.max_value)
+
+    def log_normalizer(self, temperature: float) -> tf.Tensor:
+        """Zero: it is no prior, and its integral over the targets is one."""
+        return tf.zeros([], self.variable.dtype)
+
+    def call(self, y_true, y_pred):
+        y_pred = tf.convert_to_tensor(y_pred)
+        y_true = tf.cast(y_true, y_pred.dtype)
+        if len(y_true.shape) == len(y_pred.shape) - 1 and y_pred.shape[-1] == 1:
+            y_true = y_true[..., None]
+        if not y_true.shape.is_compatible_with(y_pred.shape):
+            raise ValueError(
+                "Targets must have the shape of the predictions. Received: "
+                f"targets of shape {tuple(y_true.shape)} and predictions of "
+                f"shape {tuple(y_pred.shape)}. Give the model an output for "
+                "each target."
+            )
+        variable = tf.convert_to_tensor(self.variable)
+        # Of a deviation whose square is zero in its dtype, too.
+        log_deviation = math.log(self.max_value) + tf.math.log_sigmoid(variable)
+        log_deviation = tf.cast(log_deviation, y_pred.dtype)
+        squares = ((y_true - y_pred) * tf.exp(-log_deviation)) ** 2
+        each = squares / 2 + log_deviation + math.log(2 * math.pi) / 2
+        return tf.reduce_sum(each, list(range(1, len(each.shape))))
+
+    def get_config(self) -> dict:
+        config = super().get_config() | {
+            "initial_value": self.initial_value,
+            "max_value": self.max_value,
+        }
+        del config["from_logits"]  # it is for classification
+        return config
