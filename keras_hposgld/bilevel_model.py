@@ -141,6 +141,7 @@ class BilevelModel(BilevelLearner):
             layer_state=layer_state,
             warmup_steps=warmup_steps,
             max_skipped_updates=max_skipped_updates,
+            serves_all=True,
         )
         self.start = start
         plain = {"loss": loss, "metrics": metrics} | keras_arguments

@@ -72,6 +72,12 @@ class ChainDiagnostics(keras.callbacks.Callback):
                 "`ChainDiagnostics` needs an estimator with at least 4 "
                 f"samples a chain. Received: {outer_level.estimator!r}."
             )
+        if not outer_level.estimator.needs_outer:
+            raise ValueError(
+                "`ChainDiagnostics` looks at the outer losses of a chain. "
+                f"Received: {outer_level.estimator!r}, which has none. Leave "
+                "the callback out."
+            )
         if not self._metrics:
             with self.model.distribute_strategy.scope():
                 self._metrics = [

@@ -29,8 +29,8 @@ class FitData:
     """The levels of data of one `fit`, and every answer about them.
 
     Args:
-        levels: List of `Level`s: the inner one, then the outer one; or the
-            outer one alone.
+        levels: List of `Level`s: the inner one, then the outer one; or one of
+            them alone.
         validation_data: As Keras takes it, or `None`.
         num_folds: Integer: of how many folds the levels hold the examples, on
             the leading axis of their chains. Defaults to `1`, without that
@@ -67,6 +67,7 @@ class FitData:
         class_weight: dict | None = None,
         seed: int = 0,
         needs_targets: tuple[bool, bool] = (True, True),
+        needs_outer: bool = True,
         **arguments: Any,
     ) -> "FitData":
         """Reads the data arguments of `BilevelModel.fit`, see there.
@@ -77,6 +78,7 @@ class FitData:
             example_weights: `ExampleWeights` or `None`. With it, the third
                 part of an inner batch are the indices of its examples.
             needs_targets: Whether the inner and the outer objective do.
+            needs_outer: Whether there is an outer level.
             **arguments: `batch_size`, `shuffle` and `inputs`, as in
                 `level_data`.
 
@@ -86,19 +88,16 @@ class FitData:
                 not go with a kind of data.
         """
         examples = as_arrays(examples)
-        check_splits(
-            examples,
-            validation_split=validation_split,
-            outer_split=outer_split,
-            outer_folds=outer_folds,
-        )
+        splits = dict(outer_split=outer_split, outer_folds=outer_folds)
+        check_splits(examples, validation_split=validation_split, **splits)
         if validation_split and validation_data is None:
             examples, validation_data = split_off(
                 examples, validation_split, "validation_split"
             )
-        examples, outer_data = _split(
-            *(examples, outer_data, outer_split, outer_folds, seed)
-        )
+        if needs_outer:
+            examples, outer_data = _split(
+                *(examples, outer_data, outer_split, outer_folds, seed)
+            )
         if example_weights is not None:
             examples = with_indices(examples, example_weights.num_examples)
         inner = level_data(
@@ -111,6 +110,8 @@ class FitData:
         )
         if example_weights is not None:
             check_indices(inner)
+        if not needs_outer:
+            return cls([inner], validation_data)
         outer_examples = keras.utils.unpack_x_y_sample_weight(
             as_arrays(outer_data)
         )

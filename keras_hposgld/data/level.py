@@ -9,6 +9,7 @@ its chains are drawn.
 """
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,14 @@ class Level(abc.ABC):
         Infinity where they would have to be counted, or never end.
         """
         return self.batches_per_pass * self.batch_size
+
+    def count_examples(self) -> float:
+        """How many examples there are in one pass, by reading if need be.
+
+        Infinity where it never ends, or where reading takes too long.
+        """
+        number = self.num_known
+        return number if math.isinf(number) else round(number)
 
     @abc.abstractmethod
     def first_batch(self) -> tuple:

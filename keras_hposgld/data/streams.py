@@ -109,6 +109,22 @@ class StreamData(batches.BatchedData):
         number = int(self.dataset.cardinality())
         return number * self.batch_size if number >= 0 else math.inf
 
+    def count_examples(self) -> float:
+        if self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            return math.inf
+        deadline = time.monotonic() + COUNTING_SECONDS
+        number = 0
+
+        def length(*element):  # the last batch may be shorter
+            batch = as_batch(self.name, element, needs_targets=False)
+            return tf.shape(flat(batch)[0])[0]
+
+        for size in self.dataset.map(length):
+            number += int(size)
+            if time.monotonic() > deadline:
+                return math.inf
+        return number
+
     def _counted(self):
         deadline = time.monotonic() + COUNTING_SECONDS
         number = 0

@@ -13,6 +13,27 @@ from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 
 
+def priors_of(model: keras.Model, weights: list) -> list:
+    """What knows the normalizers of the priors that are learned of weights.
+
+    Each has a `log_normalizer`: the penalties of the weights, and those that
+    own hyperparameters beside them.
+
+    Args:
+        model: Built `keras.Model`.
+        weights: List of variables, its trainable weights.
+    """
+    penalties = [
+        weight.regularizer
+        for weight in weights
+        if isinstance(
+            getattr(weight.regularizer, "owner", None), WeightHyperparameter
+        )
+    ]
+    others = [o for o in find_hyperparameters(model) if not o.is_about_weights]
+    return [*penalties, *others]
+
+
 def is_kernel(weight: keras.Variable) -> bool:
     """Whether a weight is one that regularizers are meant for."""
     return weight.name.endswith("kernel")

@@ -18,6 +18,7 @@ from keras_hposgld.hyperparameters.discovery import attached_before
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import checks
 from keras_hposgld.training.bilevel_steps import BilevelSteps
+from keras_hposgld.training.density import refuse_outer_data
 from keras_hposgld.training.folds import FoldCopies
 from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import MemoryEstimate
@@ -144,6 +145,8 @@ class BilevelLearner(Learner):
 
         Raises:
             RuntimeError: If `compile` was not called.
+            ValueError: If there are outer data that the estimator has no use
+                for.
         """
         if not self.compiled:
             raise RuntimeError(
@@ -153,6 +156,15 @@ class BilevelLearner(Learner):
         self.sampler.seed = self.placement.agreed(self.sampler.seed)
         if outer_split is None and outer_data is None and not outer_folds:
             outer_split = self.outer_split
+        needs_outer = self.hypergradient.needs_outer
+        if not needs_outer:
+            refuse_outer_data(
+                self.hypergradient,
+                outer_data=outer_data,
+                outer_split=outer_split,
+                outer_folds=outer_folds,
+                outer_batch_size=arguments["outer_batch_size"],
+            )
         return FitData.from_fit(
             examples,
             outer_data=outer_data,
@@ -161,6 +173,7 @@ class BilevelLearner(Learner):
             seed=self.seed,
             inputs=inputs_of(self.model),
             needs_targets=self._needs_targets(),
+            needs_outer=needs_outer,
             example_weights=self.example_weights,
             **arguments,
         )
@@ -193,6 +206,13 @@ class BilevelLearner(Learner):
         """One outer iteration, on the stacked batches of one chain."""
         self._steps.run(*data)
         return self.get_metrics_result()
+
+    def get_metrics_result(self) -> dict:
+        """The logs, without `"outer_loss"` where there is none."""
+        logs = super().get_metrics_result()
+        if not self.hypergradient.needs_outer:
+            logs.pop(self.outer_level.logs.loss.name, None)
+        return logs
 
     def state(self) -> dict[str, list[keras.Variable]]:
         """All variables that training resumes from, by what they are."""

@@ -1,5 +1,6 @@
 """The outer iterations of a `BilevelModel`: prepared, run, and their memory."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,7 +8,9 @@ import keras
 from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.training import batch_count
+from keras_hposgld.training import density
 from keras_hposgld.training import keras_problem
+from keras_hposgld.training import temperature
 from keras_hposgld.training.first_chain import FirstChain
 from keras_hposgld.training.fit_watch import WatchLearning
 from keras_hposgld.training.folds import state_of_chain
@@ -28,6 +31,7 @@ class BilevelSteps:
     def __init__(self, learner: keras.Model):
         self.learner = learner
         self.num_folds = learner.outer_folds or 1
+        self.temperature: float | None = None  # of the sampler; its own
 
     def build(self, data: FitData) -> None:
         """Creates all variables for the data, and the first start."""
@@ -37,6 +41,7 @@ class BilevelSteps:
         with learner.distribute_strategy.scope():
             keras_problem.build_on(learner, data.first_batch(), learner._weigh)
             self.prepare()
+            self._set_temperature(data)
             if self.num_folds > 1:
                 copies.begin(self._state_of_chain())
             else:
@@ -64,8 +69,11 @@ class BilevelSteps:
         learner = self.learner
         self.build(data)
         num_steps, first = learner.hypergradient.num_steps, FirstChain()
-        if learner.outer_level.read(data.levels[-1], num_steps):
-            learner.train_function = None  # the old one has another number
+        num_outer = math.inf
+        for outer in data.levels[1:]:  # none, if the training data judge
+            num_outer = outer.num_known
+            if learner.outer_level.read(outer, num_steps):
+                learner.train_function = None  # the old one has another number
         warn_if_too_much(self.memory_estimate(), data.bytes_of(num_steps))
         chains = learner.placement.chains(
             lambda: data.chains(
@@ -94,7 +102,7 @@ class BilevelSteps:
                 shuffle=False,  # done already
                 own_callbacks=[
                     first,
-                    WatchLearning(data.levels[-1].num_known),
+                    WatchLearning(num_outer),
                 ],
                 **arguments,
             )
@@ -113,9 +121,10 @@ class BilevelSteps:
             learner.jit_compile,
             learner.steps_per_execution,
         )
-        learner.outer_level.prepare(
-            learner.model, learner.find_hyperparameters(), learner.sampler
-        )
+        owners = learner.find_hyperparameters()
+        if not learner.hypergradient.needs_outer:
+            density.check_density(learner, owners)
+        learner.outer_level.prepare(learner.model, owners, learner.sampler)
         if learner.start == "initial":
             learner.starting_weights.build_for(
                 learner.trainable_variables, places_of(learner.model)
@@ -143,7 +152,17 @@ class BilevelSteps:
             learner.outer_level.kept,
         )
 
-    def run(self, inner_batches: Any, outer_batches: Any) -> None:
+    def _set_temperature(self, data: FitData) -> None:
+        """That of the posterior, where the training data are to judge."""
+        learner, own = self.learner, None
+        if not learner.hypergradient.needs_outer:
+            own = temperature.of_posterior(learner.sampler, data.levels[0])
+            density.check_on_batch(learner, data.first_batch(), own is None)
+        if own != self.temperature:
+            self.temperature = own
+            learner.train_function = None  # the old one has another
+
+    def run(self, inner_batches: Any, outer_batches: Any = None) -> None:
         """One outer iteration, on the stacked batches of one chain."""
         learner = self.learner
         outer_level = learner.outer_level
@@ -160,18 +179,18 @@ class BilevelSteps:
             if learner.start == "continue"
             else learner.starting_weights.values
         )
-        run_outer_iteration(
-            outer_level,
-            problem,
-            inner_batches,
-            outer_batches,
-            start=start,
-            sampler=learner.sampler,
-            placement=learner.placement,
-            fold_copies=learner.fold_copies.values
-            if self.num_folds > 1
-            else [],
-        )
+        copies = learner.fold_copies.values if self.num_folds > 1 else []
+        with temperature.at(learner.sampler, self.temperature):
+            run_outer_iteration(
+                outer_level,
+                problem,
+                inner_batches,
+                outer_batches,
+                start=start,
+                sampler=learner.sampler,
+                placement=learner.placement,
+                fold_copies=copies,
+            )
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes a prepared learner is going to need."""

@@ -54,15 +54,17 @@ def check_owners(
 def check_judged(estimator: HypergradientEstimator) -> None:
     """Checks that an estimator differentiates the outer loss.
 
+    All ways of learning but `BilevelModel` ask for that.
+
     Raises:
         ValueError: If it learns from the inner objective alone.
     """
     if not estimator.needs_outer:
         raise ValueError(
-            "The estimator of a Keras model must be one that differentiates "
-            f"the outer loss. Received: {estimator!r}, which has no use for "
-            "it. Pass a `BilevelProblem` with a `log_normalizer` to "
-            '`keras_hposgld.hypergradient`, or use "hpo_sgld".'
+            "The estimator must be one that differentiates the outer loss. "
+            f"Received: {estimator!r}, which has no use for it. Train by "
+            "`keras_hposgld.BilevelModel`, whose `fit` serves it, or use "
+            '"hpo_sgld".'
         )
 
 

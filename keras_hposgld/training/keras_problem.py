@@ -27,6 +27,7 @@ from keras_hposgld.core.problem import BilevelProblem
 from keras_hposgld.data.padding import unpadded
 from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.discovery import not_owned
+from keras_hposgld.hyperparameters.discovery import priors_of
 from keras_hposgld.samplers.exponential import of_weight as curvature_of
 from keras_hposgld.training.overrides import compute_loss
 from keras_hposgld.training.placement.on_replica import local_loss
@@ -79,16 +80,19 @@ class KerasProblem(BilevelProblem):
         self.metrics_variables = (
             trainer.metrics_variables if tracks_metrics else []
         )
+        is_constrained = any(w.constraint is not None for w in self.weights)
         super().__init__(
             self._inner,
             self._outer,
             initial_carry=(),  # see the property
             decay=self._decay if any(_decays(self.weights)) else None,
-            project=self._project if _are_constrained(self.weights) else None,
+            project=self._project if is_constrained else None,
+            log_normalizer=self._log_normalizer,
             curvature=self._curvature,
         )
         _refuse_overwriting(self.weights)
-        if _computes_in_float16(trainer):
+        layers = all_layers(trainer)
+        if any(layer.compute_dtype == "float16" for layer in layers):
             self.loss_scale = FLOAT16_LOSS_SCALE
 
     @property
@@ -142,10 +146,13 @@ class KerasProblem(BilevelProblem):
             for variables in (self.layer_variables, self.metrics_variables)
         )
 
+    def _given(self, hyperparameters: list) -> keras.StatelessScope:
+        mapping = zip(self.hyperparameters, hyperparameters, strict=True)
+        return keras.StatelessScope(list(mapping))
+
     def _decay(self, hyperparameters: list, params: list) -> list:
         """The decoupled decay of each weight that has a learned one."""
-        mapping = zip(self.hyperparameters, hyperparameters, strict=True)
-        with keras.StatelessScope(list(mapping)):
+        with self._given(hyperparameters):
             return [
                 weight.regularizer.decay(param) if decays else None
                 for weight, param, decays in zip(
@@ -155,9 +162,15 @@ class KerasProblem(BilevelProblem):
 
     def _curvature(self, hyperparameters: list) -> list:
         """The curvature of each weight's quadratic penalty, or `None`."""
-        mapping = zip(self.hyperparameters, hyperparameters, strict=True)
-        with keras.StatelessScope(list(mapping)):
+        with self._given(hyperparameters):
             return [curvature_of(weight) for weight in self.weights]
+
+    def _log_normalizer(self, hyperparameters: list, tau: float) -> tf.Tensor:
+        """That of the prior that the learned penalties of the weights are."""
+        priors = priors_of(self.trainer, self.weights)
+        with self._given(hyperparameters):
+            parts = [prior.log_normalizer(tau) for prior in priors]
+            return tf.add_n(parts) if parts else tf.zeros([])
 
     def _project(self, params: list) -> list:
         """Where the constraint of each weight puts it, as Keras applies it."""
@@ -183,10 +196,6 @@ class KerasProblem(BilevelProblem):
 def _decays(weights: list) -> list[bool]:
     """Whether each of the weights has a learned weight decay."""
     return [getattr(weight.regularizer, "decays", False) for weight in weights]
-
-
-def _are_constrained(weights: list) -> bool:
-    return any(weight.constraint is not None for weight in weights)
 
 
 def _refuse_overwriting(weights: list) -> None:
@@ -217,10 +226,6 @@ def _refuse_assignments(
                 "in `call` without assigning it, or set `trainable = False` "
                 "in the layer."
             )
-
-
-def _computes_in_float16(model: keras.Model) -> bool:
-    return any(layer.compute_dtype == "float16" for layer in all_layers(model))
 
 
 def layer_variables(model: keras.Model) -> list[keras.Variable]:

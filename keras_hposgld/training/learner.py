@@ -163,7 +163,7 @@ class Learner(ModelWrapper):
         has_outer = y is not None or (
             self._compile_loss is None and self.outer_level.outer_loss is None
         )
-        if not training and has_outer:
+        if not training and has_outer and self.hypergradient.needs_outer:
             self.outer_level.logs.loss.update_state(
                 local_loss(self._outer_loss_of(y, y_pred, sample_weight)),
                 tf.shape(tf.nest.flatten(x)[0])[0],
@@ -196,7 +196,7 @@ class Learner(ModelWrapper):
         logs = super().evaluate(x, y, return_dict=True, **arguments)
         if return_dict:
             return logs
-        del logs["outer_loss"]
+        logs.pop("outer_loss", None)
         # Private to Keras, and used so that the list is in no other order.
         return self._flatten_metrics_in_order(logs)
 

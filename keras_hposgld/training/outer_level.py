@@ -75,11 +75,16 @@ class OuterLevel(keras.layers.Layer):
         layer_state: str = "carried",
         warmup_steps: int = 0,
         max_skipped_updates: int = 10,
+        serves_all: bool = False,
     ) -> None:
-        """Takes the arguments of `BilevelModel.compile`, see there."""
+        """Takes the arguments of `BilevelModel.compile`, see there.
+
+        `serves_all`: also estimators that need no outer objective.
+        """
         check_known("layer_state", layer_state, LAYER_STATES)
         self.estimator = estimators.get(estimator)
-        checks.check_judged(self.estimator)
+        if not serves_all:
+            checks.check_judged(self.estimator)
         self.guard.max_skipped_updates = estimators.check_count(
             "max_skipped_updates", max_skipped_updates, 1
         )
@@ -176,7 +181,8 @@ class OuterLevel(keras.layers.Layer):
         """
         inner, outer = update_guard.causes_of(problem, self.estimator, estimate)
         hypergradient = estimate.hypergradient
-        if self.hyperprior.exists:
+        needs_outer = self.estimator.needs_outer  # and priors are parts of it
+        if self.hyperprior.exists and needs_outer:
             shares = SharesSeen(
                 problem.weights,
                 self.estimator,
@@ -202,7 +208,8 @@ class OuterLevel(keras.layers.Layer):
         if self.estimator.remembers:
             with tf.control_dependencies([skipped]):
                 self.kept_copies.forget_if(skipped)
-        self.logs.loss.update_state(estimate.outer_loss)
+        if needs_outer:
+            self.logs.loss.update_state(estimate.outer_loss)
         for observe in self.observers:
             observe(estimate)
         return skipped

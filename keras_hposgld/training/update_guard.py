@@ -115,7 +115,9 @@ def causes_of(problem: Any, estimator: Any, estimate: Any) -> tuple[list, list]:
     Returns:
         Pairs of a name and a tensor: of the inner level, and of the outer one.
     """
-    solved = []
+    outer, solved = [], []
+    if estimate.outer_loss is not None:
+        outer = [("the outer objective", estimate.outer_loss)]
     if estimator.residual_name is not None:
         solved = [(estimator.residual_name, estimate.residual)]
     return (
@@ -123,7 +125,7 @@ def causes_of(problem: Any, estimator: Any, estimate: Any) -> tuple[list, list]:
             ("the inner objective", estimate.inner_loss),
             *named("the weight", problem.weights, estimate.params),
         ],
-        [("the outer objective", estimate.outer_loss), *solved],
+        [*outer, *solved],
     )
 
 

@@ -53,6 +53,12 @@ class Verdict:
         self.skipped = 0
         self.losses: list[list] = []  # outer, and on separate data
 
+    @property
+    def judge(self) -> str:
+        """Which data say what is learned."""
+        needs_outer = self.outer_level.estimator.needs_outer
+        return "outer" if needs_outer else "training"
+
     def _updates(self) -> int:
         return int(self.outer_level.hyper_optimizer.iterations.numpy())
 
@@ -124,8 +130,8 @@ class Verdict:
         return (
             f"{len(still)} hyperparameter{'s' * (len(still) > 1)} did not move "
             f"in {moved} updates. Received: {still[:5]}. Their hypergradient "
-            "was zero, or too small to change anything: the outer loss does "
-            "not depend on their weights, or only through an operation "
+            f"was zero, or too small to change anything: the {self.judge} loss "
+            "does not depend on their weights, or only through an operation "
             "without a derivative."
         )
 
@@ -144,9 +150,9 @@ class Verdict:
         if not paths:
             return None
         return (
-            "Most strengths of a weight are at their bound: the outer data "
-            f"ask for more. Received: {paths[:5]}. Raise `max_value`, with "
-            "`learning_rate * max_value` below 1."
+            f"Most strengths of a weight are at their bound: the {self.judge} "
+            f"data ask for more. Received: {paths[:5]}. Raise `max_value`, "
+            "with `learning_rate * max_value` below 1."
         )
 
     def _too_many(self) -> str | None:

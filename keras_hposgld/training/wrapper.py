@@ -174,7 +174,7 @@ class ModelWrapper(ShowsHyperparameters, keras.Model):
         self.model.summary(*args, print_fn=print_fn, **keras_arguments)
         number = sum(math.prod(v.shape) for v in self.hyperparameters)
         (print_fn or print)(
-            f" Hyperparameters: {number:,} (learned on the outer data; Keras "
+            f" Hyperparameters: {number:,} (learned by the outer level; Keras "
             "counts those of its layers as non-trainable)"
         )
 

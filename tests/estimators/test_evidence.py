@@ -131,15 +131,17 @@ def test_problems_without_a_known_prior_are_refused(arguments, message):
     assert "Received: " in str(error.value)
 
 
-def test_keras_models_refuse_it_by_name():
-    strength = hs.regularizers.LearnableL2()
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(1, kernel_regularizer=strength)]
-    )
-    learner = hs.BilevelModel(model)
+def test_callback_and_meta_model_refuse_it_by_name():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     with pytest.raises(ValueError, match="differentiates the outer loss") as e:
-        learner.compile(hs.SGLD(0.1, 0.1), "mse", hypergradient="evidence")
+        hs.callbacks.LearnHyperparameters(
+            (np.ones((4, 3)), np.ones(4)), estimator="evidence"
+        )
     assert "Received: Evidence(burn_in=10" in str(e.value)
+    with pytest.raises(ValueError, match="differentiates the outer loss"):
+        hs.MetaModel(model).compile(
+            hs.SGLD(0.1, 0.1), "mse", hypergradient="evidence"
+        )
 
 
 def test_normalizer_must_be_a_scalar():

@@ -125,6 +125,8 @@ def test_more_strengths_than_the_outer_data_pay_for(way):
 class Learned:
     """An outer level that has moved its one variable often enough."""
 
+    estimator = hs.estimators.HPOSGLD()
+
     def __init__(self):
         self.hyper_optimizer = keras.optimizers.SGD(0.1)
         self.hyper_optimizer.iterations.assign(100)
