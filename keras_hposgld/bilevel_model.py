@@ -102,7 +102,8 @@ class BilevelModel(BilevelLearner):
             loss: The inner loss, as in Keras.
             metrics: As in Keras; they follow the inner steps in `fit`.
             hypergradient: An estimator or its alias. Defaults to
-                `"hpo_sgld"`.
+                `"hpo_sgld"`. `"evidence"` learns from the training data alone,
+                and refuses what is no likelihood or prior.
             hyper_optimizer: Keras optimizer of the hyperparameters. Defaults
                 to `keras.optimizers.Adam(0.05)`.
             outer_loss: What the hyperparameters are to lower: a Keras loss.
@@ -187,7 +188,8 @@ class BilevelModel(BilevelLearner):
                 targets: a `tf.data.Dataset` (of batches, or of single
                 examples), a `keras.utils.PyDataset` or a generator.
             outer_data: `(x, y)`, `(x, y, sample_weight)` or an object of the
-                same kinds: the outer level.
+                same kinds: the outer level. With `"evidence"` there is none,
+                and none may be given, by whatever argument.
             outer_split: Float: the share of the training arrays that becomes
                 the outer level instead, drawn by `data.split` with the seed of
                 the learner: at random, and of each class alike. `None`
@@ -222,10 +224,10 @@ class BilevelModel(BilevelLearner):
 
         Returns:
             `keras.callbacks.History` with `"loss"` (inner, regularization
-            included, mean over the inner steps), `"outer_loss"`,
-            `"hypergradient_norm"`, `"skipped_updates"` and the metrics, and
-            their validation values, `"val_outer_loss"` among them. After a
-            refit its attribute `refit` is the `History` of that.
+            included, mean over the inner steps), `"outer_loss"` (where there
+            is one), `"hypergradient_norm"`, `"skipped_updates"` and the
+            metrics, and their validation values, `"val_outer_loss"` among them.
+            After a refit its attribute `refit` is the `History` of that.
 
         Raises:
             ValueError: If outer data are missing, given twice, empty, or of
