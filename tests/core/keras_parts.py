@@ -140,7 +140,6 @@ LAYERS = {
     "TimeDistributed": Part(lambda: L.TimeDistributed(L.Dense(2)), (SEQUENCE,)),
     "UnitNormalization": part("UnitNormalization", VECTOR),
 }
-LAYERS = {name: part for name, part in LAYERS.items() if part is not None}
 for name in (
     "Add",
     "Average",
@@ -225,9 +224,6 @@ LEFT_OUT = {
 
 # Other arguments, which lead to other operations.
 VARIANTS = {
-    "Resizing, antialias": part(
-        "Resizing", IMAGE, height=4, width=9, antialias=True
-    ),
     "average pooling, padded": part(
         "AveragePooling2D", IMAGE, pool_size=3, strides=2, padding="same"
     ),
@@ -244,6 +240,15 @@ for name in ("bilinear", "bicubic", "lanczos3", "lanczos5"):
     VARIANTS[f"UpSampling2D, {name}"] = part(
         "UpSampling2D", IMAGE, size=2, interpolation=name
     )
+
+if "antialias" in inspect.signature(L.Resizing).parameters:
+    VARIANTS["Resizing, antialias"] = part(
+        "Resizing", IMAGE, height=4, width=9, antialias=True
+    )
+
+# Older versions of Keras have fewer.
+LAYERS = {name: part for name, part in LAYERS.items() if part is not None}
+VARIANTS = {name: part for name, part in VARIANTS.items() if part is not None}
 
 # TensorFlow computes these in float32, or has no other kernel.
 FLOAT32 = {
@@ -295,6 +300,9 @@ LOSSES = {
     "SparseCategoricalCrossentropy": "classes",
     "SquaredHinge": "signs",
     "Tversky": "real",
+}
+LOSSES = {
+    name: kind for name, kind in LOSSES.items() if hasattr(keras.losses, name)
 }
 LOSSES_LEFT_OUT = {"Loss", "CTC"}  # CTC: see test_missing_derivatives
 

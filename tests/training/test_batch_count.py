@@ -14,6 +14,12 @@ from tests.builders import make_data
 NUM_STEPS = 4
 
 
+not_in_keras_3_8 = pytest.mark.skipif(
+    keras.__version__.startswith("3.8."),
+    reason="it names the first batch of several that are one call",
+)
+
+
 def make_model():
     keras.utils.set_random_seed(1)
     return keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
@@ -60,6 +66,7 @@ class Recorder(keras.callbacks.Callback):
         self.told.append(("end", batch, steps))
 
 
+@not_in_keras_3_8
 @pytest.mark.parametrize("chains_per_execution", [1, 2])
 def test_callbacks_are_told_what_keras_tells_them(chains_per_execution):
     steps_per_execution = chains_per_execution * NUM_STEPS
@@ -154,6 +161,7 @@ def test_ported_training_is_that_of_keras(optimizer, callbacks):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
 
 
+@not_in_keras_3_8
 def test_checkpoints_are_saved_every_so_many_batches(tmp_path):
     save = keras.callbacks.ModelCheckpoint(
         tmp_path / "{epoch}-{batch}.weights.h5",
