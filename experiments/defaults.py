@@ -102,7 +102,7 @@ def main(arguments=None):
     parser.add_argument("what", choices=["choose", "confirm"])
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sets", nargs="*", help="names, for some of them")
+    parser.add_argument("--sets", nargs="*", help="names, of either half")
     parser.add_argument("--candidates", nargs="*", default=CANDIDATES)
     parser.add_argument("--output", help="file for all rows")
     parser.add_argument("--quick", action="store_true")
@@ -111,7 +111,7 @@ def main(arguments=None):
         methods.NUM_EPOCHS, methods.STEPS = 2, 10
         methods.GRID = methods.GRID[:2]
     chosen = sets.CHOOSING
-    if arguments.what == "confirm":
+    if arguments.what == "confirm" or arguments.sets:
         chosen += sets.CONFIRMING
     all_rows = []
     for name in chosen:
