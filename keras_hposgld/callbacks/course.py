@@ -1,5 +1,7 @@
 """The course of one `fit` with `LearnHyperparameters`: its logs, its end."""
 
+import inspect
+
 import keras
 import numpy as np
 
@@ -7,6 +9,7 @@ from keras_hposgld.callbacks.chains import Chains
 from keras_hposgld.callbacks.checks import warn_that_no_chain_ran
 from keras_hposgld.hyperparameters.discovery import variables_of
 from keras_hposgld.training.progress import COUNTERS
+from keras_hposgld.training.progress import lower_is_better
 from keras_hposgld.training.progress import median_strength
 from keras_hposgld.training.verdict import Verdict
 
@@ -32,6 +35,7 @@ class Course:
             advice="lower `every` or the `batch_size` of `fit`",
         )
         self._latest: dict[str, float] = {}
+        lower_is_better(_callbacks_of_fit())
 
     def begin_epoch(self) -> None:
         """Prepares the means over an epoch."""
@@ -75,3 +79,18 @@ class Course:
             warn_that_no_chain_ran(self.chains, num_batches)
         else:
             self.verdict.warn()
+
+
+def _callbacks_of_fit() -> list:
+    """All callbacks of the `fit` that is calling one of them.
+
+    Keras tells no callback of the others. Its list of them calls each, so it
+    is one of the callers; where it is not, there is nothing to return.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return caller.callbacks
+        frame = frame.f_back
+    return []

@@ -190,7 +190,7 @@ def test_half_precision_is_summed_in_float32():
     )
 
 
-def test_only_penalties_are_priors():
+def test_only_penalties_and_a_likelihood_are_densities():
     arguments = {
         "affine": {"rotation": 10.0},
         "class_weights": {"num_classes": 3},
@@ -204,7 +204,7 @@ def test_only_penalties_are_priors():
             owner.attach(weight)
         if owner.log_normalizer(0.1) is not None:
             known.add(alias)
-    assert known == set(KINDS)
+    assert known == {*KINDS, "gaussian_loss"}
 
 
 @pytest.mark.parametrize("kind, number", [("l1", None), ("l2", 2), ("l1l2", 2)])

@@ -83,11 +83,12 @@ def test_validation_data_give_the_loss_without_the_penalty():
     assert history.history["val_loss"][-1] > 1.001 * last
 
 
+@pytest.mark.parametrize("kind", ["learner", "callback"])
 @pytest.mark.parametrize("monitor", ["outer_loss", "val_outer_loss"])
-def test_early_stopping_of_a_learner_looks_for_a_low_outer_loss(monitor):
+def test_early_stopping_looks_for_a_low_outer_loss(monitor, kind):
     stopping = keras.callbacks.EarlyStopping(monitor, patience=0)
     _, history = fit(
-        "learner",
+        kind,
         validation_data=make_data(30, seed=2),
         callbacks=[stopping],
         verbose=0,
