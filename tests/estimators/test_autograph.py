@@ -27,6 +27,7 @@ def test_tensorflow_does_not_ask_users_to_report_a_bug(alias, monkeypatch):
     problem = hs.BilevelProblem(
         lambda h, w, b: tf.reduce_sum((w - 1.0) ** 2 + h * w**2),
         lambda h, w, b: tf.reduce_sum(w**2),
+        log_normalizer=lambda h, t: -tf.math.log(h),
     )
 
     sampler = sampler_for(alias)
