@@ -54,7 +54,6 @@ class ChainsInTraining(Chains):
         )
         self.step: Any = None
         self._buffer: Any = None
-        self._new_buffer: Any = None  # until the first batches are drawn
         self._is_installed = False
 
     def begin(self, model: keras.Model, owners: list) -> None:
@@ -99,7 +98,7 @@ class ChainsInTraining(Chains):
         self._batches_at_once = model.steps_per_execution
         longest = (self._batches_at_once + self.every - 2) // self.every + 1
         varies = getattr(self.data.levels[0], "varies", False)
-        self._new_buffer = OuterBuffer(longest, varies, self.placement)
+        self._buffer_size = longest, varies
 
     def end(self, model: keras.Model) -> None:
         """Leaves the model as it was."""
@@ -124,20 +123,24 @@ class ChainsInTraining(Chains):
                 self.data.batch_sizes,
             )
         )
-        self._lay_down()
+        batches = self._draw_one()
+        if self._buffer is None or not self._buffer.serves(
+            *self._buffer_size, batches
+        ):
+            self._buffer = OuterBuffer(*self._buffer_size, self.placement)
+        self._lay_down(batches)
         self.step.outer_batch = self._buffer.batch
         self.step.install()
         self._is_installed = True
 
-    def _lay_down(self) -> None:
-        """Lays down the outer batches that the next steps may need."""
+    def _draw_one(self) -> Any:
+        """The outer batches of the next chain."""
         with self.data.explains_its_end(lambda: self._num_drawn):
             (batches,) = next(self.batches)
-        if self._new_buffer is not None:
-            new, old = self._new_buffer, self._buffer
-            if old is None or not old.is_like(new, batches):
-                self._buffer = new
-            self._new_buffer = None
+        return batches
+
+    def _lay_down(self, batches: Any) -> None:
+        """Lays down outer batches that the next steps may need."""
         self._buffer.put(self._num_drawn, batches)
         self._num_drawn += 1
 
@@ -148,7 +151,7 @@ class ChainsInTraining(Chains):
             return  # no chain begins or ends in these batches
         self._highest = self.num_taken + self._batches_at_once
         while self._highest > self._num_drawn * self.every:
-            self._lay_down()
+            self._lay_down(self._draw_one())
         self.step.limit.assign(self._highest)
         begun, ended = divmod(self._highest, self.every)
         self._next = begun * self.every + (1 if ended == 0 else self.every)

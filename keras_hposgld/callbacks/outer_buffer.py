@@ -30,17 +30,15 @@ class OuterBuffer(tf.Module):
         # A module would wrap the structure of a batch, which is the user's.
         self._slots: Callable = list
 
-    def is_like(self, other: "OuterBuffer", batches: Any) -> bool:
-        """Whether it can do what another one is made for.
+    def serves(self, num_chains: int, varies: bool, batches: Any) -> bool:
+        """Whether it can do what another one would be made for.
 
         Args:
-            other: `OuterBuffer`, empty.
+            num_chains: Integer, as in the constructor.
+            varies: Likewise.
             batches: What is to be laid down first.
         """
-        mine, others = (
-            (b.num_chains, b.varies, type(b.placement)) for b in (self, other)
-        )
-        if mine != others or not self._slots():
+        if (self.num_chains, self.varies) != (num_chains, varies):
             return False
         slot = self._slots()[0]
         first = tf.nest.map_structure(self.placement.first, batches)

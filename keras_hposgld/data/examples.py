@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.data.kinds import yields_batches
 from keras_hposgld.data.level import Level
 
@@ -192,9 +193,9 @@ def _predictions(model: keras.Model, x: Any) -> Any:
         keras.tree.map_structure(
             lambda part: keras.KerasTensor(
                 (None, *(part.shape[1:] or (1,))),
-                keras.backend.standardize_dtype(part.dtype),
+                tf.as_dtype(part.dtype).name,
             ),
-            x,
+            as_arrays(x),
         )
     )
 

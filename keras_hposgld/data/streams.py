@@ -112,33 +112,25 @@ class StreamData(batches.BatchedData):
     def count_examples(self) -> float:
         if self.dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
             return math.inf
-        deadline = time.monotonic() + COUNTING_SECONDS
-        number = 0
 
         def length(*element):  # the last batch may be shorter
             batch = as_batch(self.name, element, needs_targets=False)
             return tf.shape(flat(batch)[0])[0]
 
-        for size in self.dataset.map(length):
-            number += int(size)
-            if time.monotonic() > deadline:
-                return math.inf
-        return number
+        number, has_ended = _sum_of(self.dataset.map(length))
+        return number if has_ended else math.inf
 
     def _counted(self):
-        deadline = time.monotonic() + COUNTING_SECONDS
-        number = 0
-        for _ in self.dataset.map(lambda *_: 0):
-            number += 1
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    "`steps_per_epoch` must be given for a dataset that does "
-                    "not know its length, such as one from a generator. "
-                    f"Received: steps_per_epoch=None; `{self.name}` had no "
-                    f"end after {number} batches, {COUNTING_SECONDS:.0f} s of "
-                    "counting. It counts outer iterations. Or use "
-                    "`tf.data.experimental.assert_cardinality`."
-                )
+        number, has_ended = _sum_of(self.dataset.map(lambda *_: 1))
+        if not has_ended:
+            raise ValueError(
+                "`steps_per_epoch` must be given for a dataset that does "
+                "not know its length, such as one from a generator. "
+                f"Received: steps_per_epoch=None; `{self.name}` had no "
+                f"end after {number} batches, {COUNTING_SECONDS:.0f} s of "
+                "counting. It counts outer iterations. Or use "
+                "`tf.data.experimental.assert_cardinality`."
+            )
         return number
 
     def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
@@ -230,3 +222,14 @@ def _batched(examples, spec, batch_size):
     ):
         return examples.batch(batch_size)
     return examples.padded_batch(batch_size)
+
+
+def _sum_of(numbers):
+    """The sum of a dataset of integers, and whether it ended in time."""
+    deadline = time.monotonic() + COUNTING_SECONDS
+    total = 0
+    for number in numbers:
+        total += int(number)
+        if time.monotonic() > deadline:
+            return total, False
+    return total, True

@@ -58,9 +58,10 @@ class Chain(NamedTuple):
 
     def begin(self, params: list) -> Position:
         """The position before the first step."""
-        state = self.sampler_state
-        is_new, sampler = state is None, self.sampler
-        state = sampler.init(params) if is_new else sampler.restart(state)
+        if self.sampler_state is None:
+            state = self.sampler.init(params)
+        else:
+            state = self.sampler.restart(self.sampler_state)
         _, unprojected = project(self.problem.project, params)  # their form
         state = self.with_curvature(state, params)
         return Position(params, self.problem.initial_carry, state, unprojected)

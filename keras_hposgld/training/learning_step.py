@@ -86,7 +86,7 @@ class LearningStep(tf.Module):
 
     def install(self) -> None:
         """Puts itself in the place of the model's step."""
-        model, _, _, placement = self._parts()
+        model, outer_level, _, placement = self._parts()
         leftover = vars(model).get("train_step")
         if isinstance(leftover, LearningStep):  # of a `fit` that was broken off
             leftover.remove()
@@ -100,7 +100,7 @@ class LearningStep(tf.Module):
         depends_on = [
             *compiled_state(model),
             self.outer_batch,
-            *self._parts()[1].observers,
+            *outer_level.observers,
         ]
 
         def make() -> Callable:

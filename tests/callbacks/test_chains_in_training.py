@@ -11,6 +11,7 @@ from builders import make_data
 from builders import state
 
 import keras_hposgld as hs
+from keras_hposgld.callbacks.outer_buffer import OuterBuffer
 from keras_hposgld.training import kept_trace
 from keras_hposgld.training import step_of_fit
 
@@ -431,6 +432,23 @@ def test_steps_are_traced_for_the_first_fit_alone(chain, monkeypatch):
     assert others[1] - others[0] > recorded
     assert ends == other_ends
     for a, b in zip(learned, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_buffer_grows_with_the_steps_of_a_call(monkeypatch):
+    # In a second fit, with the same callback and optimizer.
+    def run():
+        model, callback = make_model(), make_callback(batch_size=3)
+        fit(model, callback, epochs=1)
+        model.compile(
+            model.optimizer, loss="mse", steps_per_execution=3 * STEPS
+        )
+        fit(model, callback, epochs=1)
+        return strengths(model)
+
+    found = run()
+    monkeypatch.setattr(OuterBuffer, "serves", lambda self, *arguments: False)
+    for a, b in zip(found, run(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

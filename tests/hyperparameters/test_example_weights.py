@@ -307,7 +307,9 @@ def test_refit_takes_the_learned_weights_of_the_training_data():
     by_index = refit(learner, numbered)
     weighted = tf.data.Dataset.from_tensor_slices((x, y, learned)).batch(8)
     by_weight = refit(learner, weighted)
-    for found in (own, by_index, by_weight):
+    pandas = pytest.importorskip("pandas", reason="it is what is tested")
+    of_pandas = refit(learner, pandas.DataFrame(x), y)
+    for found in (own, by_index, by_weight, of_pandas):
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
 
