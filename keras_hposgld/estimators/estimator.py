@@ -44,6 +44,10 @@ class Estimate(NamedTuple):
             sample, for diagnostics of the chain. `None` where the estimate
             rests on one sample, or needs no outer objective.
         sampler_state: The state of the sampler, after the last step.
+        equipartition: Tensor with a number for each of the params, the mean
+            over the chain and over the param of `w dL_T/dw`, over the
+            temperature: 1 under the law, more where the steps heat it. `None`
+            where the estimator does not look.
         num_steps: Scalar integer tensor: the steps that the sampler has taken,
             those of previous chains included. Set by `hypergradient`.
     """
@@ -58,6 +62,7 @@ class Estimate(NamedTuple):
     kept: Any = ()
     outer_losses: tf.Tensor | None = None
     sampler_state: Any = ()
+    equipartition: tf.Tensor | None = None
     num_steps: tf.Tensor | None = None
 
     @property

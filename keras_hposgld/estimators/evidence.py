@@ -17,6 +17,9 @@ law, tau kappa^2.
 
 from typing import Any
 
+import tensorflow as tf
+
+from keras_hposgld.core.checks import check_known
 from keras_hposgld.core.derivatives import LinearizedGradient
 from keras_hposgld.core.derivatives import value_and_gradients
 from keras_hposgld.core.problem import BilevelProblem
@@ -30,14 +33,20 @@ from keras_hposgld.estimators.chain import refuse_moving_start
 from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
+from keras_hposgld.estimators.sampled import SampledState
 from keras_hposgld.estimators.score import first_derivatives
 from keras_hposgld.estimators.score import law_temperature
 from keras_hposgld.estimators.step import Step
+
+RULES = ("gibbs", "gradient")
 
 
 @register("evidence")
 class Evidence(SampledEstimator):
     """The gradient of the free energy, minus tau times the log evidence.
+
+    In a Keras model the kinds of hyperparameters have rules of their own by
+    which they follow the weights, see `update`.
 
     It needs no outer objective, and ignores one. An inner step costs one
     gradient. The problem says by `log_normalizer` how the prior of the weights
@@ -45,11 +54,18 @@ class Evidence(SampledEstimator):
     training examples. `Estimate.outer_loss` is `None`.
 
     Args:
-        burn_in: Integer `>= 0`. Defaults to `10`.
-        num_samples: Integer `>= 1`. Defaults to `100`.
+        burn_in: Integer `>= 0`. Defaults to `0`: a chain goes on where the one
+            before it ended.
+        num_samples: Integer `>= 1`. Defaults to `10`.
+        update: How a `BilevelModel` renews strengths at the end of each chain.
+            `"gibbs"` (default): they are drawn from their law given the
+            weights. `"gradient"`: they climb the evidence. What has no such
+            rule follows `hypergradient` by the `hyper_optimizer`. In
+            `keras_hposgld.hypergradient` it means nothing.
 
     Raises:
-        ValueError: If a number is out of range; if the sampler's temperature is
+        ValueError: If a number is out of range, or `update` is unknown; if the
+            sampler's temperature is
             zero; if the problem has no `log_normalizer`, or has
             `initial_params` or a `decay`.
 
@@ -88,8 +104,11 @@ class Evidence(SampledEstimator):
     takes_single_steps = False  # it averages the inner objective
     copies = (3, 4)  # theta before and after, a gradient; h, three of a sample
 
-    def __init__(self, burn_in: int = 10, num_samples: int = 100):
+    def __init__(
+        self, burn_in: int = 0, num_samples: int = 10, update: str = "gibbs"
+    ):
         self._set_lengths(burn_in, num_samples)
+        self.update = check_known("update", update, RULES)
 
     def check_problem(self, problem: BilevelProblem) -> None:
         """Refuses a problem whose prior is not known."""
@@ -114,8 +133,8 @@ class Evidence(SampledEstimator):
                 "objective."
             )
 
-    def begin(self, chain: Chain, params: list) -> list:
-        """tau d log Z_prior/dlambda, which no step changes."""
+    def begin(self, chain: Chain, params: list) -> tuple:
+        """tau d log Z_prior/dlambda, which no step changes; no warmth yet."""
         temperature = law_temperature(
             self, chain, "the evidence is that of a law"
         )
@@ -125,15 +144,33 @@ class Evidence(SampledEstimator):
             hypers,
             [],
         )
-        return pack(scaled(temperature, slope))
+        dtype = params[0].dtype
+        return pack(scaled(temperature, slope)), tf.zeros([len(params)], dtype)
 
     def differentiate(
-        self, chain: Chain, own: list, position: Position, batch: Any
+        self, chain: Chain, own: tuple, position: Position, batch: Any
     ) -> LinearizedGradient:
         """First derivatives alone, by one backward pass."""
         return first_derivatives(chain, position, batch)
 
-    def contribute(self, chain: Chain, own: list, step: Step) -> tuple:
+    def contribute(self, chain: Chain, own: tuple, step: Step) -> tuple:
         """The sample dL_T/dlambda + tau d log Z_prior/dlambda."""
-        sample = add(step.inner.pullback(None), unpack(own))
-        return own, Multiple(-1.0, sample)
+        slope, warmth = own
+        sample = add(step.inner.pullback(None), unpack(slope))
+        is_sample = tf.cast(step.index >= self.burn_in, warmth.dtype)
+        warmth += is_sample * _warmth(step.before.params, step.inner.gradient)
+        return (slope, warmth), Multiple(-1.0, sample)
+
+    def conclude(self, chain: Chain, state: SampledState) -> dict:
+        """How warm the chain was: 1 where it keeps its temperature."""
+        _, warmth = state.own
+        temperature = law_temperature(self, chain, "")
+        return {"equipartition": warmth / (self.num_samples * temperature)}
+
+
+def _warmth(params: list, gradient: list) -> tf.Tensor:
+    """The mean over each weight of w dL_T/dw, which is tau under the law."""
+    means = [
+        tf.reduce_mean(w * g) for w, g in zip(params, gradient, strict=True)
+    ]
+    return tf.stack([tf.cast(mean, means[0].dtype) for mean in means])

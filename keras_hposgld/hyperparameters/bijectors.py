@@ -18,6 +18,15 @@ def bounded(max_value: float, dtype: str) -> tfp.bijectors.Bijector:
     )
 
 
+def bounded_from_log(log_values: tf.Tensor, max_value: float) -> tf.Tensor:
+    """The unconstrained numbers of `bounded`, from logarithms of the values.
+
+    Exact for values that are zero in their dtype, too.
+    """
+    log_shares = log_values - np.log(max_value)
+    return log_shares - tf.math.log1p(-tf.exp(log_shares))
+
+
 def capped(values: tf.Tensor, max_value: float) -> tf.Tensor:
     """Values cut off at `max_value`, with the gradient of values that are not.
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.hyperparameters.own_rules import Beginning
+from keras_hposgld.hyperparameters.own_rules import ChainEnd
+
 
 class Hyperparameter(abc.ABC):
     """Base of the Keras objects that own learnable hyperparameters.
@@ -107,6 +110,28 @@ class Hyperparameter(abc.ABC):
             prior, so that the evidence of the data says nothing about it. A
             weight of an example or a learned loss is none: they would go where
             the loss is smallest.
+        """
+        return None
+
+    def begin_rule(self, beginning: Beginning) -> None:  # noqa: B027
+        """Prepares for `renewed`, before the first chain of a `fit`.
+
+        Args:
+            beginning: `Beginning`.
+        """
+
+    def renewed(self, end: ChainEnd) -> list | None:
+        """The next values of its variables, where it has a rule of its own.
+
+        It is asked at the end of each chain of an estimator that needs no
+        outer objective.
+
+        Args:
+            end: `ChainEnd`.
+
+        Returns:
+            Pairs of a variable and a tensor. `None` (default): the variables
+            follow the hypergradient, by the `hyper_optimizer`.
         """
         return None
 

@@ -5,10 +5,19 @@ import math
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_number
+from keras_hposgld.hyperparameters import bijectors
+from keras_hposgld.hyperparameters.own_rules import ChainEnd
 from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
 from keras_hposgld.losses.learnable_loss import LearnableLoss
+
+# The logarithm of sigma moves by so much of its distance, and by so much at
+# most: a noise that falls makes the likelihood stiff, which the step sizes of
+# the weights have to follow.
+RATE = 0.2
+FASTEST = 0.02
+LARGEST_SHARE = 0.999  # of `max_value`
 
 
 @register("gaussian_loss")
@@ -47,6 +56,7 @@ class LearnableGaussianLoss(LearnableLoss):
     """
 
     needs_outer_loss = False  # it is normalized
+    num_targets: int | None = None  # of an example, once it was called
 
     def __init__(
         self,
@@ -68,6 +78,25 @@ class LearnableGaussianLoss(LearnableLoss):
         """Zero: it is no prior, and its integral over the targets is one."""
         return tf.zeros([], self.variable.dtype)
 
+    def renewed(self, end: ChainEnd) -> list | None:
+        """Moves the variance towards the mean of the squared errors.
+
+        With r that mean over the variance, the derivative of the free energy
+        by log sigma is k (1 - r), for k targets.
+        """
+        if self.num_targets is None:
+            return None
+        by_log = end.slope(self.variable) / tf.sigmoid(-self.variable.value)
+        ratio = 1.0 - by_log / self.num_targets
+        change = tf.clip_by_value(RATE * (ratio - 1.0) / 2, -FASTEST, FASTEST)
+        variable = tf.convert_to_tensor(self.variable)
+        log_share = tf.minimum(
+            tf.math.log_sigmoid(variable) + change, math.log(LARGEST_SHARE)
+        )
+        log_deviation = log_share + math.log(self.max_value)
+        new = bijectors.bounded_from_log(log_deviation, self.max_value)
+        return [(self.variable, new)]
+
     def call(self, y_true, y_pred):
         y_pred = tf.convert_to_tensor(y_pred)
         y_true = tf.cast(y_true, y_pred.dtype)
@@ -80,6 +109,7 @@ class LearnableGaussianLoss(LearnableLoss):
                 f"shape {tuple(y_pred.shape)}. Give the model an output for "
                 "each target."
             )
+        self.num_targets = math.prod(y_pred.shape[1:])
         variable = tf.convert_to_tensor(self.variable)
         # Of a deviation whose square is zero in its dtype, too.
         log_deviation = math.log(self.max_value) + tf.math.log_sigmoid(variable)

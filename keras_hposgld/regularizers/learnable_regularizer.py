@@ -22,29 +22,38 @@ from keras_hposgld.core.checks import check_known
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters import bijectors
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
+from keras_hposgld.hyperparameters.own_rules import Beginning
+from keras_hposgld.hyperparameters.own_rules import ChainEnd
 from keras_hposgld.hyperparameters.unconstrained import check_inside
 from keras_hposgld.regularizers import partners
+from keras_hposgld.regularizers import strength_updates
 from keras_hposgld.regularizers.copies import Copies
-from keras_hposgld.regularizers.copies import copies_of
 from keras_hposgld.regularizers.granularity import aligned_shape
 from keras_hposgld.regularizers.granularity import GRANULARITIES
 from keras_hposgld.regularizers.penalties import Penalties
+from keras_hposgld.regularizers.saved_strengths import SavedStrengths
 from keras_hposgld.regularizers.shrinkage import prior_gradient
 from keras_hposgld.regularizers.shrinkage import SHRINKAGE
 from keras_hposgld.regularizers.step_check import check_step
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
 CENTERS = (None, "initial")
+INITIAL_VALUE = 1e-3
+MAX_VALUE = 10.0
 
 
 class LearnableRegularizer(
-    WeightHyperparameter, keras.layers.Layer, keras.regularizers.Regularizer
+    SavedStrengths,
+    WeightHyperparameter,
+    keras.layers.Layer,
+    keras.regularizers.Regularizer,
 ):
     """A regularizer whose strengths are learned; see its subclasses.
 
     Args:
         initial_value: Float in `(0, max_value)`, every strength at the start.
-            Defaults to `1e-3`.
+            `None` (default): `1e-3`; with the evidence, a strength at which
+            the outputs of a layer are of order one.
         granularity: What has a strength of its own. `"parameter"` (default):
             each entry of the weight. `"input"`: each input unit or channel,
             the axis before the last (relevance of features). `"output"`: each
@@ -56,7 +65,7 @@ class LearnableRegularizer(
             `"tensor"`.)
         max_value: Float, the bound of the strengths. A step of the sampler
             must be able to follow it: `learning_rate * max_value < 1`.
-            Defaults to `10.0`.
+            `None` (default): `10.0`; `1e6` with the evidence.
         bijector: Bijector of TensorFlow Probability from an unconstrained
             variable to a positive strength, which is cut off at `max_value`
             (its gradient is not, so that the strength can come back).
@@ -81,20 +90,25 @@ class LearnableRegularizer(
 
     def __init__(
         self,
-        initial_value: float = 1e-3,
+        initial_value: float | None = None,
         granularity: str = "parameter",
-        max_value: float = 10.0,
+        max_value: float | None = None,
         bijector: Any = None,
         center: str | None = None,
         shrinkage: float | None = None,
         name: str | None = None,
     ):
         super().__init__(name=name, trainable=False)
+        self.starts_by_rule = initial_value is None
+        self.has_default_bound = max_value is None
         self.max_value = check_number(
-            "max_value", max_value, zero_allowed=False
+            "max_value",
+            MAX_VALUE if max_value is None else max_value,
+            zero_allowed=False,
         )
+        start = INITIAL_VALUE if initial_value is None else initial_value
         self.initial_value = float(
-            check_inside("initial_value", initial_value, self.max_value)
+            check_inside("initial_value", start, self.max_value)
         )
         self.granularity = check_known(
             "granularity", granularity, GRANULARITIES
@@ -228,6 +242,16 @@ class LearnableRegularizer(
     def log_normalizer(self, temperature: float) -> tf.Tensor | None:
         return self._kept.log_normalizer(temperature)
 
+    def begin_rule(self, beginning: Beginning) -> None:
+        strength_updates.begin(self, beginning)
+
+    def renewed(self, end: ChainEnd) -> list | None:
+        return strength_updates.renewed(self, end)
+
+    def add_scale(self, penalty: WeightPenalty, value: float) -> None:
+        """Makes the common scale of a weight's strengths, to be drawn."""
+        self._kept.add_scale(penalty, value)
+
     def saved_apart(self) -> list[tuple[str, keras.Variable]]:
         """The strengths by the places of their weights."""
         return [
@@ -240,49 +264,14 @@ class LearnableRegularizer(
         """The shape in which a weight's strengths broadcast against it."""
         return aligned_shape(self.granularity, shape)
 
-    # What Keras calls to save and to load.
-
-    def get_build_config(self):
-        first = self._copies.first
-        return {
-            "identity": first._identity,
-            "penalties": first._kept.described(),
-        }
-
-    def build_from_config(self, config):
-        self._identity = config["identity"]
-        self._copies = copies_of(self._identity, self)
-        self.is_from_file = bool(config["penalties"])
-        if self._copies.first is self:
-            for entry in config["penalties"]:
-                self._kept.add_described(entry)
-
-    def save_own_variables(self, store):
-        """Saves the strengths with the addresses of their weights."""
-        self._kept.write(store)
-
-    def load_own_variables(self, store):
-        """Loads strengths, those of a weight that is not yet seen as well.
-
-        A store is empty if another copy of this object has the strengths, or
-        if the file has none; then they stay as they are.
-        """
-        first = self._copies.first
-        first._copies.are_complete = True
-        if not store.keys():
-            return
-        entries = partners.entries_of(store)
-        if entries is None:  # of version 0.1.0, in the order of `tracked`
-            super(LearnableRegularizer, first).load_own_variables(store)
-            return
-        first._kept.read(store, entries)
-        first.is_from_file = True
-
     def get_config(self) -> dict:
+        is_default = self.has_default_bound and self.max_value == MAX_VALUE
         return {
-            "initial_value": self.initial_value,
+            "initial_value": None
+            if self.starts_by_rule
+            else self.initial_value,
             "granularity": self.granularity,
-            "max_value": self.max_value,
+            "max_value": None if is_default else self.max_value,
             "bijector": bijectors.serialize(self.bijector),
             "center": self.center,
             "shrinkage": self.shrinkage,

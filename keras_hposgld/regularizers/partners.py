@@ -106,6 +106,7 @@ def described(penalties: list[WeightPenalty]) -> list[dict]:
             "path": penalty.path,
             "shape": list(penalty.shape),
             "dtype": penalty.variables[0].dtype,
+            "has_scale": penalty.scale is not None,
         }
         for penalty in penalties
     ]

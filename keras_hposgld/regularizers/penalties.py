@@ -86,6 +86,14 @@ class Penalties:
         owner.built = True
         return penalty
 
+    def add_scale(self, penalty: WeightPenalty, value: float) -> None:
+        """Makes the common scale of the strengths of a weight."""
+        dtype = next(iter(penalty.strengths.values())).dtype
+        with tf.init_scope():
+            penalty.scale = self._variable(
+                np.asarray(value, dtype), penalty.path, "scale"
+            )
+
     def _variable(self, value, path, name):
         *layer, weight_name = path.split("/")
         # Not `kernel/l2`: an `.h5` file has the kernel itself in that place.
@@ -134,12 +142,15 @@ class Penalties:
 
     def add_described(self, entry: dict) -> WeightPenalty:
         """Makes a penalty that waits for the weight of such an entry."""
-        return self.add(
+        penalty = self.add(
             entry["path"],
             tuple(entry["shape"]),
             entry["dtype"],
             address=entry.get("address"),
         )
+        if entry.get("has_scale"):
+            self.add_scale(penalty, 1.0)
+        return penalty
 
     def write(self, store) -> None:
         """Writes the strengths into a store of Keras's."""
@@ -158,6 +169,8 @@ class Penalties:
         for entry in entries:
             penalty = partners.of_entry(self._all, entry)
             loaded.append(penalty or self.add_described(entry))
+            if entry.get("has_scale") and loaded[-1].scale is None:
+                self.add_scale(loaded[-1], 1.0)
             for variable in loaded[-1].variables:
                 variable.assign(store[str(number)])
                 number += 1

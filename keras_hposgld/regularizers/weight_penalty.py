@@ -26,7 +26,17 @@ class WeightPenalty(keras.regularizers.Regularizer):
         center: Variable that the weight is pulled to, or `None` for zero.
         address: String, the place of the weight in its model, see
             `hyperparameters.addresses`; `None` as long as nobody has said.
+        scale: Variable, the common scale of the strengths, or `None`; this and
+            what follows are for the rules of `strength_updates`.
+        learns_scale: Whether that is drawn, too.
+        pools: Whether the strengths of the weight are one.
+        is_new: Whether they are as they were made.
     """
+
+    scale: keras.Variable | None = None
+    learns_scale = False
+    pools = False
+    is_new = False
 
     def __init__(self, owner, path, shape, strengths, center, address=None):
         self.owner = owner
@@ -49,9 +59,9 @@ class WeightPenalty(keras.regularizers.Regularizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The strengths, and the center where there is one."""
-        center = [] if self.center is None else [self.center]
-        return [*self.strengths.values(), *center]
+        """The strengths, and the center and the scale where there are some."""
+        others = [v for v in (self.center, self.scale) if v is not None]
+        return [*self.strengths.values(), *others]
 
     def bind(self, weight: keras.Variable, address: str | None) -> None:
         """Becomes the regularizer of a weight."""
@@ -115,13 +125,14 @@ class WeightPenalty(keras.regularizers.Regularizer):
         if self.decays:
             return None
         each = log_normalizer(
-            {power: self._log_strength(power) for power in self.strengths},
+            {power: self.log_strength(power) for power in self.strengths},
             temperature,
         )
         shared = math.prod(self.shape) / math.prod(each.shape)
         return shared * tf.reduce_sum(each)
 
-    def _log_strength(self, power):
+    def log_strength(self, power):
+        """The logarithms of the strengths, in float32 at least."""
         unconstrained = tf.convert_to_tensor(self.strengths[power])
         # A sum over all weights is of no use in half precision.
         dtype = unconstrained.dtype

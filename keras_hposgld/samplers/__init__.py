@@ -1,5 +1,6 @@
 """Samplers: the step of the inner chain, an axis of its own."""
 
+from keras_hposgld.samplers.auto_sgld import AutoSGLD
 from keras_hposgld.samplers.from_keras import from_optimizer
 from keras_hposgld.samplers.psgld import PSGLD
 from keras_hposgld.samplers.registry import deserialize
@@ -10,6 +11,7 @@ from keras_hposgld.samplers.sampler import Sampler
 from keras_hposgld.samplers.sgld import SGLD
 
 __all__ = [
+    "AutoSGLD",
     "PSGLD",
     "SGLD",
     "Sampler",

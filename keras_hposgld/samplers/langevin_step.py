@@ -84,6 +84,13 @@ class LangevinStep(Sampler):
             self._noise_variances(rate, own),
         )
 
+    def _rates(self, tensors: list, index: Any) -> dict:
+        """The learning rate in each dtype that occurs."""
+        return {
+            dtype: self.learning_rate_at(index, dtype)
+            for dtype in {tensor.dtype for tensor in tensors}
+        }
+
     # What a preconditioner changes.
 
     def _noise_variances(self, rate: tf.Tensor, own: dict) -> tf.Tensor | None:
@@ -100,3 +107,8 @@ class LangevinStep(Sampler):
 
     def _remember(self, own: dict, gradient: tf.Tensor) -> dict:
         return own
+
+
+def at_position(state: dict, position: int) -> dict:
+    """What a state holds for one weight."""
+    return {name: slots[position] for name, slots in state.items()}

@@ -47,6 +47,10 @@ class Sampler(abc.ABC):
             depend on and a step changes. `None` (default): all.
         solves_quadratic: Whether the step solves the quadratic part of the
             inner objective exactly, see `with_curvature`. Defaults to `False`.
+        takes_step_sizes: Whether its state holds a step size for each weight
+            that somebody has to set. Defaults to `False`.
+        given_momentum: Float, the momentum that such a sampler was asked for;
+            `None` (default): whoever sets the step sizes chooses it.
 
     Example:
 
@@ -84,6 +88,8 @@ class Sampler(abc.ABC):
     seed: int = 0
     scale_slots: tuple[str, ...] | None = None
     solves_quadratic: bool = False
+    takes_step_sizes: bool = False
+    given_momentum: float | None = None
 
     @abc.abstractmethod
     def init(self, params: list) -> dict[str, list]:

@@ -32,6 +32,7 @@ from keras_hposgld.core.checks import check_number
 from keras_hposgld.core.checks import check_seed
 from keras_hposgld.samplers import exponential
 from keras_hposgld.samplers.clipping import clip_as
+from keras_hposgld.samplers.langevin_step import at_position
 from keras_hposgld.samplers.langevin_step import LangevinStep
 from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.samplers.noise import NOISES
@@ -56,7 +57,10 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
     Args:
         learning_rate: Float `> 0` or a
             `keras.optimizers.schedules.LearningRateSchedule` over inner steps.
-            Defaults to `0.01`.
+            Defaults to `0.01`. `"auto"`, with the evidence: step sizes from
+            the data, see `docs/evidence.md`; then `momentum` is by default 0.9
+            if each batch holds all examples, else 0, and `integrator` is
+            `"averaged"`, which follows strengths of any size.
         temperature: Float `>= 0`, in the unit of the loss. Defaults to `0.0`,
             which is plain gradient descent. With a loss that is a mean over
             `n` examples, the Bayesian posterior has temperature `1 / n`.
@@ -102,6 +106,14 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
     ```
     """
 
+    def __new__(
+        cls, learning_rate: Any = 0.01, *args: Any, **kwargs: Any
+    ) -> Any:
+        if cls is SGLD and isinstance(learning_rate, str):
+            # A sampler of its own, whose file knows this one.
+            from keras_hposgld.samplers.auto_sgld import AutoSGLD as cls
+        return super().__new__(cls)
+
     def __init__(
         self,
         learning_rate: Any = 0.01,
@@ -130,7 +142,7 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         self.noise = check_known("noise", noise, NOISES)
         self.momentum = check_number("momentum", momentum, below=1)
         self.integrator = check_known("integrator", integrator, INTEGRATORS)
-        if self.solves_quadratic and self.momentum:
+        if self.integrator == "exponential" and self.momentum:
             raise ValueError(
                 '`momentum` must be 0 with `integrator="exponential"`, which '
                 "solves the equation without it. Received: "
@@ -179,7 +191,7 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
                 param,
                 gradient[position],
                 None if decay is None else decay[position],
-                _own(state, position),
+                at_position(state, position),
                 rates[param.dtype],
                 [fold_in(one, position) for one in seeds],
             )
@@ -201,7 +213,7 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         """
         rates = self._rates(vector, index)
         return [
-            self._force(rates[part.dtype], part, _own(state, position))
+            self._force(rates[part.dtype], part, at_position(state, position))
             for position, part in enumerate(vector)
         ]
 
@@ -277,13 +289,6 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         for name, slots in self._slots.items():
             self.assign(slots[position], own[name])
 
-    def _rates(self, tensors: list, index: Any) -> dict:
-        """The learning rate in each dtype that occurs."""
-        return {
-            dtype: self.learning_rate_at(index, dtype)
-            for dtype in {tensor.dtype for tensor in tensors}
-        }
-
     def get_config(self) -> dict:
         learning_rate = super().get_config()["learning_rate"]
         given = self._given_learning_rate
@@ -291,8 +296,3 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
             learning_rate = given
         arguments = {name: getattr(self, name) for name in ALL_ARGUMENTS}
         return {"learning_rate": learning_rate} | arguments
-
-
-def _own(state: dict, position: int) -> dict:
-    """What a state holds for one weight."""
-    return {name: slots[position] for name, slots in state.items()}

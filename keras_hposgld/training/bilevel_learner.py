@@ -23,6 +23,7 @@ from keras_hposgld.training.folds import FoldCopies
 from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import MemoryEstimate
 from keras_hposgld.training.refit import refit
+from keras_hposgld.training.step_sizes import StepSizes
 from keras_hposgld.training.weight_copies import WeightCopies
 
 
@@ -72,6 +73,7 @@ class BilevelLearner(Learner):
         )
         self.starting_weights = WeightCopies("starting_weights")
         self.fold_copies = FoldCopies()
+        self.step_sizes = StepSizes()
         self._steps = BilevelSteps(self)
         if self.built:
             self.find_hyperparameters()
@@ -219,6 +221,7 @@ class BilevelLearner(Learner):
         return super().state() | {
             "starting_weights": list(self.starting_weights.weights),
             "folds": list(self.fold_copies.weights),
+            "step_sizes": list(self.step_sizes.weights),
         }
 
     def own_compile_arguments(self) -> dict:

@@ -31,7 +31,8 @@ class BilevelSteps:
     def __init__(self, learner: keras.Model):
         self.learner = learner
         self.num_folds = learner.outer_folds or 1
-        self.temperature: float | None = None  # of the sampler; its own
+        # What a `fit` changes of the sampler, as long as it lasts.
+        self.settings: dict[str, float | None] = {}
 
     def build(self, data: FitData) -> None:
         """Creates all variables for the data, and the first start."""
@@ -41,7 +42,8 @@ class BilevelSteps:
         with learner.distribute_strategy.scope():
             keras_problem.build_on(learner, data.first_batch(), learner._weigh)
             self.prepare()
-            self._set_temperature(data)
+            if not learner.hypergradient.needs_outer:
+                self._begin_evidence(data)
             if self.num_folds > 1:
                 copies.begin(self._state_of_chain())
             else:
@@ -125,6 +127,7 @@ class BilevelSteps:
         if not learner.hypergradient.needs_outer:
             density.check_density(learner, owners)
         learner.outer_level.prepare(learner.model, owners, learner.sampler)
+        learner.step_sizes.build_for(learner.model, learner.sampler)
         if learner.start == "initial":
             learner.starting_weights.build_for(
                 learner.trainable_variables, places_of(learner.model)
@@ -152,15 +155,23 @@ class BilevelSteps:
             learner.outer_level.kept,
         )
 
-    def _set_temperature(self, data: FitData) -> None:
-        """That of the posterior, where the training data are to judge."""
-        learner, own = self.learner, None
-        if not learner.hypergradient.needs_outer:
-            own = temperature.of_posterior(learner.sampler, data.levels[0])
-            density.check_on_batch(learner, data.first_batch(), own is None)
-        if own != self.temperature:
-            self.temperature = own
-            learner.train_function = None  # the old one has another
+    def _begin_evidence(self, data: FitData) -> None:
+        """What is to be settled where the training data are to judge."""
+        learner, level = self.learner, data.levels[0]
+        own = temperature.of_posterior(learner.sampler, level)
+        density.check_on_batch(learner, data.first_batch(), own is None)
+        settings = {
+            "temperature": own,
+            "momentum": temperature.momentum_for(learner.sampler, level),
+        }
+        if settings != self.settings:
+            self.settings = settings
+            learner.train_function = None  # the old one has others
+        with temperature.at(learner.sampler, **settings):
+            learner.outer_level.own_rules.begin(
+                learner.model, learner.sampler.law_temperature
+            )
+        learner.track_for_checkpoints()
 
     def run(self, inner_batches: Any, outer_batches: Any = None) -> None:
         """One outer iteration, on the stacked batches of one chain."""
@@ -180,8 +191,8 @@ class BilevelSteps:
             else learner.starting_weights.values
         )
         copies = learner.fold_copies.values if self.num_folds > 1 else []
-        with temperature.at(learner.sampler, self.temperature):
-            run_outer_iteration(
+        with temperature.at(learner.sampler, **self.settings):
+            skipped = run_outer_iteration(
                 outer_level,
                 problem,
                 inner_batches,
@@ -190,7 +201,9 @@ class BilevelSteps:
                 sampler=learner.sampler,
                 placement=learner.placement,
                 fold_copies=copies,
+                step_sizes=learner.step_sizes,
             )
+        learner.step_sizes.see(skipped, learner.sampler)
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes a prepared learner is going to need."""
@@ -199,6 +212,7 @@ class BilevelSteps:
             *learner.starting_weights.values,
             *learner.outer_level.kept_copies.values,
             *learner.fold_copies.values,
+            *learner.step_sizes.directions.values,
         ]
         return estimate_memory(
             learner.trainable_variables,

@@ -14,6 +14,7 @@ from keras_hposgld.training.keras_problem import tensors
 from keras_hposgld.training.outer_level import assign_all
 from keras_hposgld.training.outer_level import OuterLevel
 from keras_hposgld.training.placement import Placement
+from keras_hposgld.training.step_sizes import StepSizes
 
 
 def run_outer_iteration(
@@ -27,6 +28,7 @@ def run_outer_iteration(
     placement: Placement,
     moves: bool = True,
     fold_copies: Any = (),
+    step_sizes: StepSizes | None = None,
 ) -> tf.Tensor:
     """Runs a chain, or one a fold, and a step with the hyperparameters.
 
@@ -48,21 +50,29 @@ def run_outer_iteration(
             the chain.
         fold_copies: List of variables: the state of the folds beside the first
             one. Empty (default): there is one chain.
+        step_sizes: What renews those of the sampler, if it takes them.
 
     Returns:
         1 if the update was skipped, else 0.
     """
     is_new = not moves or start is not problem.weights
     slots = sampler.state_variables
+
+    def make_chain(average: Callable) -> estimators.Chain:
+        new_start = start if is_new else None
+        return _chain(level, problem, sampler, new_start, average)
+
+    def begin() -> list:
+        return tensors(start)
+
+    if step_sizes is not None:
+        step_sizes.renew_if_due(
+            sampler, placement, make_chain, begin, inner_batches
+        )
     folds = Folds.of_problem(problem, sampler, level.kept, fold_copies)
     estimates = folds.run(
         lambda *batches: placement.run_chain(
-            level.estimator,
-            lambda average: _chain(
-                level, problem, sampler, start if is_new else None, average
-            ),
-            lambda: tensors(start),
-            *batches,
+            level.estimator, make_chain, begin, *batches
         ),
         inner_batches,
         outer_batches,

@@ -7,6 +7,7 @@ hyperparameters from what a chain has estimated.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -28,6 +29,8 @@ from keras_hposgld.training.keras_problem import LAYER_STATES
 from keras_hposgld.training.keras_problem import loss_function
 from keras_hposgld.training.outer_logs import OuterLogs
 from keras_hposgld.training.overrides import outer_loss_of
+from keras_hposgld.training.own_rules import OwnRules
+from keras_hposgld.training.own_rules import without
 from keras_hposgld.training.placement import Placement
 from keras_hposgld.training.weight_copies import places_of
 from keras_hposgld.training.weight_copies import WeightCopies
@@ -64,6 +67,7 @@ class OuterLevel(keras.layers.Layer):
         )
         self.logs = OuterLogs()
         self.hyperprior = Hyperprior()
+        self.own_rules = OwnRules()
         self.built = True
 
     def configure(
@@ -124,7 +128,7 @@ class OuterLevel(keras.layers.Layer):
                 for other variables than those that there are now.
         """
         checks.check_owners(owners, initial_weights, self.outer_loss)
-        self.hyperprior.owners = lambda: owners
+        self.hyperprior.owners = self.own_rules.owners = lambda: owners
         optimizer = sampler.keras_optimizer()
         checks.check_learning_rate(owners, sampler)
         weights = model.trainable_variables
@@ -168,16 +172,8 @@ class OuterLevel(keras.layers.Layer):
     ) -> tf.Tensor:
         """One step with the hyperparameters, from what a chain estimated.
 
-        Args:
-            estimate: `Estimate`.
-            problem: `KerasProblem`.
-            placement: `OneReplica` or `Replicas`.
-            sampler: `Sampler` of the chain.
-            last_step: Integer tensor, the number of its last step.
-            only_if: As in `learn`.
-
-        Returns:
-            1 if the update was skipped, else 0.
+        Args are those of `run_outer_iteration`, and `last_step`, the number of
+        the last step of the chain; it returns what `learn` returns.
         """
         inner, outer = update_guard.causes_of(problem, self.estimator, estimate)
         hypergradient = estimate.hypergradient
@@ -200,6 +196,7 @@ class OuterLevel(keras.layers.Layer):
         skipped = self.learn(
             problem.hyperparameters,
             hypergradient,
+            self.own_rules.renewed(self, problem, sampler, estimate),
             placement=placement,
             causes=[*inner, *outer],
             also=lambda: assign_all(self.kept, estimate.kept),
@@ -218,6 +215,7 @@ class OuterLevel(keras.layers.Layer):
         self,
         hyperparameters: list,
         hypergradient: list,
+        renewed: Sequence = (),
         *,
         placement: Placement,
         causes: list,
@@ -229,6 +227,8 @@ class OuterLevel(keras.layers.Layer):
         Args:
             hyperparameters: List of variables.
             hypergradient: List of tensors shaped like them.
+            renewed: Pairs of a variable and its next value, of those that
+                follow a rule of their own.
             placement: `OneReplica` or `Replicas`: where the variables are.
             causes: Pairs of a name and a tensor that the hypergradient rests
                 on; if one of them is not finite, nothing is assigned.
@@ -240,10 +240,12 @@ class OuterLevel(keras.layers.Layer):
             1 if the update was skipped, else 0.
         """
 
+        followed = without(renewed, hyperparameters, hypergradient)
+
         def step() -> None:
-            placement.apply(
-                self.hyper_optimizer, hypergradient, hyperparameters
-            )
+            placement.apply(self.hyper_optimizer, followed, hyperparameters)
+            for variable, value in renewed:
+                variable.assign(value)
 
         def update() -> None:
             also()
@@ -258,6 +260,7 @@ class OuterLevel(keras.layers.Layer):
         # Adam squares it: 1e20 is finite in float32, its square is not, and
         # the second moment would turn the hyperparameters into no numbers.
         norm = tf.linalg.global_norm(hypergradient)
+        effects += [(f"the next {v.path!r}", new) for v, new in renewed]
         effects.append(("the squared norm of the hypergradient", norm))
         skipped = self.guard.run_if_finite(update, [*causes, *effects])
         with tf.control_dependencies([skipped]):

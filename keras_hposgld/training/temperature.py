@@ -25,7 +25,7 @@ def of_posterior(sampler: Sampler, level: Level) -> float | None:
         ValueError: If the sampler has no noise, or if nobody knows how many
             examples there are.
     """
-    with at(sampler, 1.0):
+    with at(sampler, temperature=1.0):
         of_law = sampler.law_temperature
     if not of_law:
         raise ValueError(
@@ -47,21 +47,39 @@ def of_posterior(sampler: Sampler, level: Level) -> float | None:
     return 1.0 / (number * of_law)
 
 
-@contextlib.contextmanager
-def at(sampler: Any, temperature: float | None) -> Iterator[None]:
-    """Lets a sampler have a temperature for a while.
+def momentum_for(sampler: Sampler, level: Level) -> float | None:
+    """The momentum that `fit` gives a sampler; `None`: it has its own.
+
+    With minibatches a momentum that nobody asked for would heat the chain: the
+    noise of the gradients adds up over the steps that it remembers.
 
     Args:
-        sampler: `Sampler`. One without an attribute `temperature` stays as it
-            is.
-        temperature: Float; `None` for its own.
+        sampler: `Sampler`.
+        level: `Level`, the training data.
     """
-    if temperature is None or not hasattr(sampler, "temperature"):
-        yield
-        return
-    own = sampler.temperature
-    sampler.temperature = temperature
+    if not sampler.takes_step_sizes or sampler.given_momentum is not None:
+        return None
+    return None if level.batches_per_pass <= 1 else 0.0
+
+
+@contextlib.contextmanager
+def at(sampler: Any, **settings: Any) -> Iterator[None]:
+    """Lets a sampler have other settings for a while.
+
+    Args:
+        sampler: `Sampler`.
+        **settings: Values of its attributes, such as `temperature`; `None`
+            for its own. An attribute that it does not have is left out.
+    """
+    own = {
+        name: getattr(sampler, name)
+        for name, value in settings.items()
+        if value is not None and hasattr(sampler, name)
+    }
     try:
+        for name in own:
+            setattr(sampler, name, settings[name])
         yield
     finally:
-        sampler.temperature = own
+        for name, value in own.items():
+            setattr(sampler, name, value)

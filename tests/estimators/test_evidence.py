@@ -137,7 +137,7 @@ def test_callback_and_meta_model_refuse_it_by_name():
         hs.callbacks.LearnHyperparameters(
             (np.ones((4, 3)), np.ones(4)), estimator="evidence"
         )
-    assert "Received: Evidence(burn_in=10" in str(e.value)
+    assert "Received: Evidence(burn_in=0" in str(e.value)
     with pytest.raises(ValueError, match="differentiates the outer loss"):
         hs.MetaModel(model).compile(
             hs.SGLD(0.1, 0.1), "mse", hypergradient="evidence"

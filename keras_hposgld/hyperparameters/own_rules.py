@@ -1,0 +1,63 @@
+"""What a kind of hyperparameter gets to renew its values by a rule of its own.
+
+Where the training data alone are learned from, a kind may know better than an
+optimizer how its values follow the weights: their law given the weights, say.
+`Hyperparameter.begin_rule` gets what is known before the first chain,
+`Hyperparameter.renewed` what a chain has come to.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Beginning(NamedTuple):
+    """What is known before the first chain.
+
+    Attributes:
+        temperature: Float, that of the law of the weights.
+        is_first: Function from a weight to whether no other one stands between
+            it and the inputs of the model.
+        is_linear: Whether the model is one layer, without an activation.
+    """
+
+    temperature: float
+    is_first: Callable
+    is_linear: bool
+
+
+class ChainEnd(NamedTuple):
+    """What a chain has come to.
+
+    Attributes:
+        rule: String, `Evidence.update`.
+        temperature: Float, that of the law of the weights.
+        weight: Function from a weight to its value at the end of the chain, a
+            tensor.
+        slope: Function from a variable of hyperparameters to the derivative
+            of the free energy, the mean over the chain.
+        number: Scalar integer tensor: the chains before this one.
+        seed: Integer tensor `(2,)`, of this chain alone.
+    """
+
+    rule: str
+    temperature: Any
+    weight: Callable
+    slope: Callable
+    number: tf.Tensor
+    seed: tf.Tensor
+
+    def seed_of(self, variable: Any, purpose: int = 0) -> tf.Tensor:
+        """A seed for a variable, by its path."""
+        fold_in = tf.random.experimental.stateless_fold_in
+        return fold_in(fold_in(self.seed, _number_of(variable.path)), purpose)
+
+
+def _number_of(path: str) -> int:
+    """A number that is the same in each process, as `hash` is not."""
+    number = 0
+    for letter in path.encode():
+        number = (number * 257 + letter) % (2**31 - 1)
+    return number

@@ -1,0 +1,92 @@
+"""Hyperparameters that follow the weights by rules of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld.estimators import Estimate
+from keras_hposgld.hyperparameters.first_weights import first_weights
+from keras_hposgld.hyperparameters.first_weights import is_one_linear_layer
+from keras_hposgld.hyperparameters.own_rules import Beginning
+from keras_hposgld.hyperparameters.own_rules import ChainEnd
+from keras_hposgld.samplers import Sampler
+
+
+class OwnRules:
+    """Asks those that own hyperparameters for their next values."""
+
+    owners: Callable = staticmethod(lambda: [])
+
+    def begin(self, model: keras.Model, temperature: float) -> None:
+        """Prepares them for the first chain of a `fit`.
+
+        Args:
+            model: The user's `keras.Model`, built.
+            temperature: Float, that of the law of the weights.
+        """
+        first = {id(weight) for weight in first_weights(model)}
+        beginning = Beginning(
+            temperature,
+            lambda weight: id(weight) in first,
+            is_one_linear_layer(model),
+        )
+        for owner in self.owners():
+            owner.begin_rule(beginning)
+
+    def renewed(
+        self,
+        level: Any,
+        problem: Any,
+        sampler: Sampler,
+        estimate: Estimate,
+    ) -> list:
+        """Pairs of a variable and its next value, of all that have a rule.
+
+        Args:
+            level: `OuterLevel`.
+            problem: `KerasProblem`.
+            sampler: `Sampler`, at the temperature of the chain.
+            estimate: `Estimate`.
+        """
+        if level.estimator.needs_outer:
+            return []
+        weights = {
+            id(weight): value
+            for weight, value in zip(
+                problem.weights, estimate.params, strict=True
+            )
+        }
+        slopes = {
+            id(variable): slope
+            for variable, slope in zip(
+                problem.hyperparameters, estimate.hypergradient, strict=True
+            )
+        }
+        number = level.iterations.value
+        end = ChainEnd(
+            rule=getattr(level.estimator, "update", "gradient"),
+            temperature=sampler.law_temperature,
+            weight=lambda weight: weights[id(weight)],
+            slope=lambda variable: slopes[id(variable)],
+            number=number,
+            seed=tf.random.experimental.stateless_fold_in(
+                # Apart from the noise of the weights, of the same seed.
+                tf.bitwise.invert(sampler.chain_seed),
+                tf.cast(number, tf.int64),
+            ),
+        )
+        pairs: list = []
+        for owner in self.owners():
+            pairs += owner.renewed(end) or []
+        return pairs
+
+
+def without(renewed: Any, hyperparameters: list, hypergradient: list) -> list:
+    """The hypergradient that an optimizer is to follow: of the others."""
+    own = {id(variable) for variable, _ in renewed}
+    return [
+        tf.zeros_like(slope) if id(variable) in own else slope
+        for variable, slope in zip(hyperparameters, hypergradient, strict=True)
+    ]

@@ -1,0 +1,168 @@
+"""The step sizes of `SGLD("auto")`, renewed while a model is trained.
+
+Every so many inner steps, before a chain begins, the curvature of the loss is
+looked at again on its first batch: a direction is kept from time to time, so
+that few power iterations follow the largest eigenvalue. The blocks of single
+weights are found anew at every fifth time. If a chain came to numbers that are
+not finite, the learning rate is halved and all is found anew.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hposgld.core.loop import batch_at
+from keras_hposgld.core.vectors import norm
+from keras_hposgld.core.vectors import plus_scaled
+from keras_hposgld.estimators import Chain
+from keras_hposgld.estimators import curvature
+from keras_hposgld.samplers import Sampler
+from keras_hposgld.training.outer_level import assign_all
+from keras_hposgld.training.placement import Placement
+from keras_hposgld.training.weight_copies import places_of
+from keras_hposgld.training.weight_copies import WeightCopies
+
+EVERY = 100  # inner steps
+BLOCKS_EVERY = 5  # renewals
+FOR_BLOCKS = 8  # power iterations
+FOR_ALL = 4
+# A direction that has lost its part along the largest eigenvector gets it back.
+STIR = 1e-2
+
+
+class StepSizes(keras.layers.Layer):
+    """Finds step sizes, and remembers what it needs to find them again.
+
+    Attributes:
+        halvings: Variable: how often the learning rate was halved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="step_sizes", trainable=False)
+        self.directions = WeightCopies("step_direction")
+        self.due = self._counter("due", "int64")
+        self.renewals = self._counter("renewals")
+        self.halvings = self._counter("halvings")
+        self.built = True
+
+    def _counter(self, name: str, dtype: str = "int32") -> keras.Variable:
+        return self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype=dtype,
+            trainable=False,
+            name=name,
+        )
+
+    def build_for(self, model: keras.Model, sampler: Sampler) -> None:
+        """Makes the variables, if the sampler needs them."""
+        if not sampler.takes_step_sizes:
+            return
+        before = len(self.directions.values)
+        self.directions.build_for(model.trainable_variables, places_of(model))
+        if len(self.directions.values) != before:
+            self.due.assign(0)
+            self.renewals.assign(0)
+
+    def renew_if_due(
+        self,
+        sampler: Sampler,
+        placement: Placement,
+        make_chain: Callable,
+        start: Callable,
+        inner_batches: Any,
+    ) -> None:
+        """Assigns step sizes to the sampler's slots, before a chain.
+
+        Args:
+            sampler: `Sampler`. Nothing is done for one without step sizes.
+            placement: `OneReplica` or `Replicas`.
+            make_chain: As in `Replicas.run_chain`.
+            start: Likewise.
+            inner_batches: Stacked batches of the chain.
+        """
+        if not sampler.takes_step_sizes:
+            return
+        iterations = sampler.keras_optimizer().iterations
+
+        def renew() -> None:
+            self._renew(sampler, placement, make_chain, start, inner_batches)
+            self.due.assign(tf.cast(iterations, tf.int64) + EVERY)
+            self.renewals.assign_add(1)
+
+        is_due = tf.cast(iterations, tf.int64) >= self.due.value
+        tf.cond(is_due, renew, lambda: None)
+
+    def _renew(
+        self,
+        sampler: Sampler,
+        placement: Placement,
+        make_chain: Callable,
+        start: Callable,
+        inner_batches: Any,
+    ) -> None:
+        # Replicas can average in no loop of their own.
+        in_loop = placement.num_replicas == 1
+        seed = tf.random.experimental.stateless_fold_in(
+            sampler.chain_seed, self.renewals.value
+        )
+
+        def chain(batches: Any) -> tuple[Chain, list, Any]:
+            return make_chain(placement.average), start(), batch_at(batches, 0)
+
+        def of_blocks(batches: Any) -> tf.Tensor:
+            return curvature.largest_of_blocks(
+                *chain(batches), FOR_BLOCKS, seed, in_loop
+            )
+
+        def of_all(batches: Any, blocks: tf.Tensor) -> tuple:
+            return curvature.largest_eigenvalue(
+                *chain(batches), blocks, self._stirred(seed), FOR_ALL, in_loop
+            )
+
+        slots = sampler.state_variables["step_size"]
+        blocks = tf.cond(
+            self.renewals.value % BLOCKS_EVERY == 0,
+            lambda: placement.first(placement.call(of_blocks, inner_batches)),
+            lambda: _blocks_of(slots),
+        )
+        rho, direction = tf.nest.map_structure(
+            placement.first, placement.call(of_all, inner_batches, blocks)
+        )
+        assign_all(self.directions.values, direction)
+        assign_all(slots, tf.unstack(curvature.step_sizes(blocks, rho)))
+
+    def _stirred(self, seed: tf.Tensor) -> list:
+        """The direction kept, and a little of a random one."""
+        kept = [tf.convert_to_tensor(v) for v in self.directions.values]
+        random = curvature.random_direction(kept, seed)
+        return plus_scaled(kept, STIR / norm(random), random)
+
+    def see(self, skipped: tf.Tensor, sampler: Sampler) -> None:
+        """Halves the learning rate after a chain that came to no numbers.
+
+        Args:
+            skipped: 1 if an update was skipped, else 0.
+            sampler: `Sampler`.
+        """
+        if sampler.takes_step_sizes:
+            self.halve_if(skipped > 0, sampler)
+
+    def halve_if(self, is_hot: tf.Tensor, sampler: Sampler) -> None:
+        """Halves the learning rate, and finds all anew."""
+        rate = sampler.keras_optimizer().learning_rate
+
+        def halve() -> None:
+            rate.assign(0.5 * rate)
+            self.due.assign(0)
+            self.renewals.assign(0)
+            self.halvings.assign_add(1)
+
+        tf.cond(is_hot, halve, lambda: None)
+
+
+def _blocks_of(slots: list) -> tf.Tensor:
+    """D as it was, up to a factor, from the step sizes 1 / (D rho)."""
+    return tf.stack([1.0 / tf.cast(slot.value, tf.float32) for slot in slots])
