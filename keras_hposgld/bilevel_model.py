@@ -13,6 +13,7 @@ from keras_hposgld.core.checks import check_known
 from keras_hposgld.training.batch_count import chains_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
+from keras_hposgld.training.checks import given_or_default
 from keras_hposgld.training.refit import refit_after
 
 STARTS = ("continue", "initial")
@@ -81,7 +82,7 @@ class BilevelModel(BilevelLearner):
 
     def compile(
         self,
-        optimizer: Any,
+        optimizer: Any = None,
         loss: Any = None,
         metrics: Any = None,
         hypergradient: Any = "hpo_sgld",
@@ -98,7 +99,8 @@ class BilevelModel(BilevelLearner):
         Args:
             optimizer: The sampler of the inner chain: `SGLD`, `PSGLD`, or a
                 Keras optimizer of a kind that `samplers.from_optimizer`
-                serves, such as `"adam"`.
+                serves, such as `"adam"`. `None` (default): `SGLD("auto")` with
+                the evidence; else it must be given.
             loss: The inner loss, as in Keras.
             metrics: As in Keras; they follow the inner steps in `fit`.
             hypergradient: An estimator or its alias. Defaults to
@@ -132,7 +134,7 @@ class BilevelModel(BilevelLearner):
                 has no hyperparameters, or if the learning rate is too large
                 for the bound of the strengths.
         """
-        optimizer = self.use_sampler(optimizer)
+        optimizer = self.use_sampler(given_or_default(optimizer, hypergradient))
         self.fold_copies.forget_sampler()
         check_known("start", start, STARTS)
         self.outer_level.configure(
@@ -187,6 +189,8 @@ class BilevelModel(BilevelLearner):
             x: Inputs of the inner level, or an object that yields inputs and
                 targets: a `tf.data.Dataset` (of batches, or of single
                 examples), a `keras.utils.PyDataset` or a generator.
+            batch_size: As in Keras; of arrays, by default, 32 examples, or with
+                the evidence all of them, 2048 at most.
             outer_data: `(x, y)`, `(x, y, sample_weight)` or an object of the
                 same kinds: the outer level. With `"evidence"` there is none,
                 and none may be given, by whatever argument.

@@ -38,7 +38,7 @@ from keras_hposgld.estimators.score import first_derivatives
 from keras_hposgld.estimators.score import law_temperature
 from keras_hposgld.estimators.step import Step
 
-RULES = ("gibbs", "gradient")
+RULES = ("gibbs", "gradient", "optimizer")
 
 
 @register("evidence")
@@ -59,8 +59,10 @@ class Evidence(SampledEstimator):
         num_samples: Integer `>= 1`. Defaults to `10`.
         update: How a `BilevelModel` renews strengths at the end of each chain.
             `"gibbs"` (default): they are drawn from their law given the
-            weights. `"gradient"`: they climb the evidence. What has no such
-            rule follows `hypergradient` by the `hyper_optimizer`. In
+            weights, under a half-Cauchy hyperprior. `"gradient"`: they climb
+            the evidence, under a Gamma hyperprior. `"optimizer"`: they follow
+            `hypergradient` by the `hyper_optimizer`, without a hyperprior; so
+            does all that has no rule of its own. In
             `keras_hposgld.hypergradient` it means nothing.
 
     Raises:

@@ -38,8 +38,14 @@ from keras_hposgld.regularizers.step_check import check_step
 from keras_hposgld.regularizers.weight_penalty import WeightPenalty
 
 CENTERS = (None, "initial")
-INITIAL_VALUE = 1e-3
-MAX_VALUE = 10.0
+
+
+class Default(float):
+    """A number that nobody asked for, which the evidence may choose anew."""
+
+
+INITIAL_VALUE = Default(1e-3)
+MAX_VALUE = Default(10.0)
 
 
 class LearnableRegularizer(
@@ -52,8 +58,8 @@ class LearnableRegularizer(
 
     Args:
         initial_value: Float in `(0, max_value)`, every strength at the start.
-            `None` (default): `1e-3`; with the evidence, a strength at which
-            the outputs of a layer are of order one.
+            Defaults to `1e-3`; with the evidence, to a strength at which the
+            outputs of a layer are of order one.
         granularity: What has a strength of its own. `"parameter"` (default):
             each entry of the weight. `"input"`: each input unit or channel,
             the axis before the last (relevance of features). `"output"`: each
@@ -65,7 +71,7 @@ class LearnableRegularizer(
             `"tensor"`.)
         max_value: Float, the bound of the strengths. A step of the sampler
             must be able to follow it: `learning_rate * max_value < 1`.
-            `None` (default): `10.0`; `1e6` with the evidence.
+            Defaults to `10.0`; with the evidence, to `1e6`.
         bijector: Bijector of TensorFlow Probability from an unconstrained
             variable to a positive strength, which is cut off at `max_value`
             (its gradient is not, so that the strength can come back).
@@ -90,25 +96,22 @@ class LearnableRegularizer(
 
     def __init__(
         self,
-        initial_value: float | None = None,
+        initial_value: float = INITIAL_VALUE,
         granularity: str = "parameter",
-        max_value: float | None = None,
+        max_value: float = MAX_VALUE,
         bijector: Any = None,
         center: str | None = None,
         shrinkage: float | None = None,
         name: str | None = None,
     ):
         super().__init__(name=name, trainable=False)
-        self.starts_by_rule = initial_value is None
-        self.has_default_bound = max_value is None
+        self.starts_by_rule = isinstance(initial_value, Default)
+        self.has_default_bound = isinstance(max_value, Default)
         self.max_value = check_number(
-            "max_value",
-            MAX_VALUE if max_value is None else max_value,
-            zero_allowed=False,
+            "max_value", max_value, zero_allowed=False
         )
-        start = INITIAL_VALUE if initial_value is None else initial_value
         self.initial_value = float(
-            check_inside("initial_value", start, self.max_value)
+            check_inside("initial_value", initial_value, self.max_value)
         )
         self.granularity = check_known(
             "granularity", granularity, GRANULARITIES
@@ -267,19 +270,21 @@ class LearnableRegularizer(
     def get_config(self) -> dict:
         is_default = self.has_default_bound and self.max_value == MAX_VALUE
         return {
-            "initial_value": None
-            if self.starts_by_rule
-            else self.initial_value,
+            "initial_value": self.initial_value,
             "granularity": self.granularity,
-            "max_value": None if is_default else self.max_value,
+            "max_value": self.max_value,
             "bijector": bijectors.serialize(self.bijector),
             "center": self.center,
             "shrinkage": self.shrinkage,
             "name": self.name,
+            "defaults": ["initial_value"] * self.starts_by_rule
+            + ["max_value"] * is_default,
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "LearnableRegularizer":
         config = dict(config)
         config["bijector"] = bijectors.deserialize(config["bijector"])
+        for name in config.pop("defaults", ()):
+            config[name] = Default(config[name])
         return cls(**config)

@@ -28,6 +28,7 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.samplers import exponential
 from keras_hposgld.samplers.langevin_step import at_position
+from keras_hposgld.samplers.sgld import BY_NAME
 from keras_hposgld.samplers.sgld import SGLD
 
 AUTO = "auto"
@@ -57,8 +58,8 @@ class AutoSGLD(SGLD):
     ):
         if learning_rate != AUTO:
             raise ValueError(
-                f'`learning_rate` must be a number, a schedule or "{AUTO}". '
-                f"Received: learning_rate={learning_rate!r}."
+                f'`learning_rate` must be "{AUTO}" in `AutoSGLD`. Received: '
+                f"learning_rate={learning_rate!r}. Use `SGLD(learning_rate)`."
             )
         integrator = integrator or INTEGRATORS[0]
         if integrator not in INTEGRATORS:
@@ -189,6 +190,9 @@ class AutoSGLD(SGLD):
                 scale = _root(rate, own)
             result.append(scale * part)
         return result
+
+
+BY_NAME[AUTO] = AutoSGLD
 
 
 def _root(rate: tf.Tensor, own: dict) -> tf.Tensor:

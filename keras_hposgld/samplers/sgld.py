@@ -44,6 +44,8 @@ INTEGRATORS = ("euler", "averaged", "exponential")
 SCALES = ("force_scale", "velocity_scale")
 CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 ARGUMENTS = ("temperature", "noise_scale", "noise", "seed", *CLIPPING, "name")
+# Samplers that `SGLD(name)` makes: their files know this one.
+BY_NAME: dict[str, type] = {}
 ALL_ARGUMENTS = (*ARGUMENTS, "momentum", "integrator")  # but the learning rate
 
 
@@ -110,8 +112,7 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         cls, learning_rate: Any = 0.01, *args: Any, **kwargs: Any
     ) -> Any:
         if cls is SGLD and isinstance(learning_rate, str):
-            # A sampler of its own, whose file knows this one.
-            from keras_hposgld.samplers.auto_sgld import AutoSGLD as cls
+            cls = BY_NAME.get(learning_rate, cls)
         return super().__new__(cls)
 
     def __init__(

@@ -17,8 +17,8 @@ from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import attached_before
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.training import checks
+from keras_hposgld.training import density
 from keras_hposgld.training.bilevel_steps import BilevelSteps
-from keras_hposgld.training.density import refuse_outer_data
 from keras_hposgld.training.folds import FoldCopies
 from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import MemoryEstimate
@@ -160,13 +160,14 @@ class BilevelLearner(Learner):
             outer_split = self.outer_split
         needs_outer = self.hypergradient.needs_outer
         if not needs_outer:
-            refuse_outer_data(
+            density.refuse_outer_data(
                 self.hypergradient,
                 outer_data=outer_data,
                 outer_split=outer_split,
                 outer_folds=outer_folds,
                 outer_batch_size=arguments["outer_batch_size"],
             )
+            arguments["default_batch_size"] = density.LARGE_BATCH
         return FitData.from_fit(
             examples,
             outer_data=outer_data,
@@ -214,6 +215,8 @@ class BilevelLearner(Learner):
         logs = super().get_metrics_result()
         if not self.hypergradient.needs_outer:
             logs.pop(self.outer_level.logs.loss.name, None)
+        if self.sampler.takes_step_sizes:
+            logs["halvings"] = self.step_sizes.halvings.value
         return logs
 
     def state(self) -> dict[str, list[keras.Variable]]:

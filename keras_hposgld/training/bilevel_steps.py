@@ -123,6 +123,8 @@ class BilevelSteps:
             learner.jit_compile,
             learner.steps_per_execution,
         )
+        if not learner.hypergradient.needs_outer:
+            density.give_priors(learner)
         owners = learner.find_hyperparameters()
         if not learner.hypergradient.needs_outer:
             density.check_density(learner, owners)
@@ -168,9 +170,7 @@ class BilevelSteps:
             self.settings = settings
             learner.train_function = None  # the old one has others
         with temperature.at(learner.sampler, **settings):
-            learner.outer_level.own_rules.begin(
-                learner.model, learner.sampler.law_temperature
-            )
+            learner.outer_level.own_rules.begin(learner.model, learner.sampler)
         learner.track_for_checkpoints()
 
     def run(self, inner_batches: Any, outer_batches: Any = None) -> None:
@@ -192,7 +192,7 @@ class BilevelSteps:
         )
         copies = learner.fold_copies.values if self.num_folds > 1 else []
         with temperature.at(learner.sampler, **self.settings):
-            skipped = run_outer_iteration(
+            run_outer_iteration(
                 outer_level,
                 problem,
                 inner_batches,
@@ -203,7 +203,6 @@ class BilevelSteps:
                 fold_copies=copies,
                 step_sizes=learner.step_sizes,
             )
-        learner.step_sizes.see(skipped, learner.sampler)
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes a prepared learner is going to need."""

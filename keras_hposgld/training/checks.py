@@ -8,13 +8,32 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld import estimators
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.samplers import Sampler
+from keras_hposgld.samplers import SGLD
 
 MAX_STEPS_CHECKED = 2000
+
+
+def given_or_default(optimizer: Any, hypergradient: Any) -> Any:
+    """The sampler that `compile` was given, or the one for its estimator.
+
+    Raises:
+        TypeError: If none was given, and the estimator has no usual one.
+    """
+    if optimizer is not None:
+        return optimizer
+    if not estimators.get(hypergradient).needs_outer:
+        return SGLD("auto")
+    raise TypeError(
+        "`optimizer` must be given, the sampler of the inner chain. Received: "
+        f"optimizer=None with hypergradient={hypergradient!r}. Pass "
+        '`keras_hposgld.SGLD(learning_rate)` or an optimizer such as "adam".'
+    )
 
 
 def check_owners(

@@ -16,6 +16,8 @@ import tensorflow as tf
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
+from keras_hposgld.regularizers import LearnableL2
 from keras_hposgld.training.keras_problem import layer_variables
 
 # Of Keras's own losses. In each axis but those that it sums over it is a mean.
@@ -27,6 +29,9 @@ OVER_CLASSES = (
 OF_NUMBERS = ("binarycrossentropy", "poisson")
 LIKELIHOODS = (*OVER_CLASSES, *OF_NUMBERS, "ctc")
 MEANS = ("sum_over_batch_size", "mean")
+# A batch of arrays, unless the user says so: all examples, if they are not too
+# many. Gradients without noise allow large steps and a momentum.
+LARGE_BATCH = 2048
 WITH_OUTER_DATA = 'an estimator that learns on outer data, such as "hpo_sgld"'
 
 
@@ -50,6 +55,23 @@ def refuse_outer_data(
             "which learns from the training data alone. Received: "
             f"{name}={value!r:.80}. Leave it out: all examples belong to `x`."
         )
+
+
+def give_priors(learner: keras.Model) -> None:
+    """Gives a learner without learned strengths some: a prior of its weights.
+
+    Each of the trainable weights that has no regularizer gets one, but for
+    those that scale what they are multiplied by, which are not about zero.
+
+    Args:
+        learner: `BilevelModel`, built.
+    """
+    owners = learner.find_hyperparameters()
+    if learner.regularizer is None and not any(
+        isinstance(owner, WeightHyperparameter) for owner in owners
+    ):
+        learner.regularizer = LearnableL2(granularity="auto")
+        learner.filter = lambda weight: not weight.name.endswith("gamma")
 
 
 def check_density(learner: keras.Model, owners: list[Hyperparameter]) -> None:
@@ -76,6 +98,18 @@ def check_density(learner: keras.Model, owners: list[Hyperparameter]) -> None:
                 "place of `LearnableWeightDecay`, and `LearnableGaussianLoss` "
                 f"for the noise of a regression; or {WITH_OUTER_DATA}."
             )
+    clipping = [
+        name
+        for name in ("clipnorm", "clipvalue", "global_clipnorm")
+        if getattr(learner.optimizer, name, None) is not None
+    ]
+    if clipping:
+        raise ValueError(
+            f"`{clipping[0]}` cannot be given with `{name}`: a chain of "
+            "clipped gradients does not sample the posterior. Received: "
+            f"{clipping[0]}={getattr(learner.optimizer, clipping[0])}. Leave "
+            "it out, and take a smaller learning rate."
+        )
     constrained = [
         weight.path
         for weight in learner.trainable_variables

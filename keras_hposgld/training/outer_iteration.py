@@ -1,5 +1,6 @@
 """One outer iteration: a chain, then one step with the hyperparameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,15 +57,10 @@ def run_outer_iteration(
         1 if the update was skipped, else 0.
     """
     is_new = not moves or start is not problem.weights
-    slots = sampler.state_variables
 
-    def make_chain(average: Callable) -> estimators.Chain:
-        new_start = start if is_new else None
-        return _chain(level, problem, sampler, new_start, average)
-
-    def begin() -> list:
-        return tensors(start)
-
+    new_start = start if is_new else None
+    begin = functools.partial(tensors, start)
+    make_chain = functools.partial(_chain, level, problem, sampler, new_start)
     if step_sizes is not None:
         step_sizes.renew_if_due(
             sampler, placement, make_chain, begin, inner_batches
@@ -86,7 +82,7 @@ def run_outer_iteration(
         if moves:
             assign_all(problem.weights, estimates[0].params)
             assign_all(problem.layer_variables, layer_state)
-        for name, variables in slots.items():
+        for name, variables in sampler.state_variables.items():
             assign_all(variables, estimates[0].sampler_state[name])
         folds.move_others(estimates)
 
@@ -95,18 +91,17 @@ def run_outer_iteration(
     tf.cond(update_guard.all_finite(inner), move, lambda: None)
     iterations = sampler.keras_optimizer().iterations
     is_warm = iterations.value >= level.warmup_steps
+    last = sampler.first_step(is_new) + level.estimator.num_steps - 1
     skipped = level.learn_from(
-        estimate,
-        problem,
-        placement,
-        sampler,
-        sampler.first_step(is_new) + level.estimator.num_steps - 1,
+        *(estimate, problem, placement, sampler, last),
         only_if=is_warm if level.warmup_steps else None,
     )
     # A graph would count also a chain for which the data have run out.
     with tf.control_dependencies([skipped]):
         folds.remember(estimates, skipped)
         iterations.assign_add(level.estimator.num_steps)
+    if step_sizes is not None:
+        step_sizes.see(estimate, skipped, sampler)
     return skipped
 
 

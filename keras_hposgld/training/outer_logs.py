@@ -15,5 +15,5 @@ class OuterLogs(keras.layers.Layer):
 
     def without_training(self, logs: dict) -> dict:
         """Logs of an evaluation, without what only training has."""
-        own = (self.norm.name, self.skips.name)
+        own = (self.norm.name, self.skips.name, "halvings")
         return {key: value for key, value in logs.items() if key not in own}

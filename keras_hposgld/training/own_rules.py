@@ -19,18 +19,19 @@ class OwnRules:
 
     owners: Callable = staticmethod(lambda: [])
 
-    def begin(self, model: keras.Model, temperature: float) -> None:
+    def begin(self, model: keras.Model, sampler: Sampler) -> None:
         """Prepares them for the first chain of a `fit`.
 
         Args:
             model: The user's `keras.Model`, built.
-            temperature: Float, that of the law of the weights.
+            sampler: `Sampler`, at the temperature of the chain.
         """
         first = {id(weight) for weight in first_weights(model)}
         beginning = Beginning(
-            temperature,
+            sampler.law_temperature or 0.0,
             lambda weight: id(weight) in first,
             is_one_linear_layer(model),
+            sampler.solves_quadratic,
         )
         for owner in self.owners():
             owner.begin_rule(beginning)
@@ -50,7 +51,8 @@ class OwnRules:
             sampler: `Sampler`, at the temperature of the chain.
             estimate: `Estimate`.
         """
-        if level.estimator.needs_outer:
+        rule = getattr(level.estimator, "update", "optimizer")
+        if level.estimator.needs_outer or rule == "optimizer":
             return []
         weights = {
             id(weight): value
@@ -66,7 +68,7 @@ class OwnRules:
         }
         number = level.iterations.value
         end = ChainEnd(
-            rule=getattr(level.estimator, "update", "gradient"),
+            rule=rule,
             temperature=sampler.law_temperature,
             weight=lambda weight: weights[id(weight)],
             slope=lambda variable: slopes[id(variable)],

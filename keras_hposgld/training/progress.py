@@ -8,7 +8,7 @@ import numpy as np
 from keras_hposgld.hyperparameters.discovery import values_by_path
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 
-COUNTERS = ("skipped_updates",)  # of what should not happen
+COUNTERS = ("skipped_updates", "halvings")  # of what should not happen
 MOST = 100_000  # strengths of a weight that a median is taken of
 
 

@@ -3,8 +3,8 @@
 Every so many inner steps, before a chain begins, the curvature of the loss is
 looked at again on its first batch: a direction is kept from time to time, so
 that few power iterations follow the largest eigenvalue. The blocks of single
-weights are found anew at every fifth time. If a chain came to numbers that are
-not finite, the learning rate is halved and all is found anew.
+weights are found anew at every fifth time. Where the steps were too large all
+the same, `Heat` says so: the learning rate is halved, and all is found anew.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.estimators import Chain
 from keras_hposgld.estimators import curvature
 from keras_hposgld.samplers import Sampler
+from keras_hposgld.training.heat import Heat
 from keras_hposgld.training.outer_level import assign_all
 from keras_hposgld.training.placement import Placement
 from keras_hposgld.training.weight_copies import places_of
@@ -37,11 +38,13 @@ class StepSizes(keras.layers.Layer):
 
     Attributes:
         halvings: Variable: how often the learning rate was halved.
+        heat: `Heat`.
     """
 
     def __init__(self) -> None:
         super().__init__(name="step_sizes", trainable=False)
         self.directions = WeightCopies("step_direction")
+        self.heat = Heat()
         self.due = self._counter("due", "int64")
         self.renewals = self._counter("renewals")
         self.halvings = self._counter("halvings")
@@ -140,18 +143,19 @@ class StepSizes(keras.layers.Layer):
         random = curvature.random_direction(kept, seed)
         return plus_scaled(kept, STIR / norm(random), random)
 
-    def see(self, skipped: tf.Tensor, sampler: Sampler) -> None:
-        """Halves the learning rate after a chain that came to no numbers.
+    def see(self, estimate: Any, skipped: tf.Tensor, sampler: Sampler) -> None:
+        """Takes notice of a chain; halves the learning rate if it was hot.
 
         Args:
-            skipped: 1 if an update was skipped, else 0.
-            sampler: `Sampler`.
+            estimate: `Estimate`. One without `equipartition` says nothing.
+            skipped: 1 if its update was skipped, else 0.
+            sampler: `Sampler`. One without step sizes keeps its learning rate.
         """
-        if sampler.takes_step_sizes:
-            self.halve_if(skipped > 0, sampler)
-
-    def halve_if(self, is_hot: tf.Tensor, sampler: Sampler) -> None:
-        """Halves the learning rate, and finds all anew."""
+        if estimate.equipartition is None:
+            return
+        is_hot = self.heat.see(estimate, skipped)
+        if not sampler.takes_step_sizes:
+            return
         rate = sampler.keras_optimizer().learning_rate
 
         def halve() -> None:
@@ -159,6 +163,7 @@ class StepSizes(keras.layers.Layer):
             self.due.assign(0)
             self.renewals.assign(0)
             self.halvings.assign_add(1)
+            self.heat.begin_window()
 
         tf.cond(is_hot, halve, lambda: None)
 

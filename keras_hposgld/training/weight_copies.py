@@ -122,11 +122,12 @@ class WeightCopies(keras.layers.Layer):
         names = read_text(store, _NAMES)
         numbers = range(len(store.keys()) - (names is not None))
         is_set, *saved = (store[str(n)] for n in numbers)
+        self._is_set.assign(is_set)
         if not saved:  # they are of a learner that had none
             return
         if names is None:  # of version 0.1.0
             names = self.names or [str(n) for n in range(len(saved))]
-        self.build_for(saved, names)
+        self.build_for(saved, names)  # which may say that none is set
         self._is_set.assign(is_set)
         for value, array in zip(self.values, saved, strict=True):
             value.assign(array)

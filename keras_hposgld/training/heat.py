@@ -1,0 +1,77 @@
+"""Whether the steps of a chain heat it.
+
+Under the law exp(-L_T / tau) the mean of w dL_T/dw is tau for each entry w of a
+weight (equipartition). Steps that are too large for the curvature, or noisy
+gradients of minibatches, make it more: the chain samples a law that is too
+wide. The mean over all entries of all weights is looked at: that of a bias
+alone is ruled by chance, and by where the chain is still on its way to.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+TOO_WARM = 1.3
+WINDOW = 50  # chains
+
+
+class Heat(keras.layers.Layer):
+    """Follows the equipartition ratio of the chains of a `fit`.
+
+    Attributes:
+        last: Variable: the mean over the last whole window of chains, 0 before
+            the first has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="heat", trainable=False)
+        self.total = self._number("total")
+        self.last = self._number("last")
+        self.chains = self._number("chains", "int32")
+        self.built = True
+
+    def _number(self, name: str, dtype: str = "float32") -> keras.Variable:
+        return self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype=dtype,
+            trainable=False,
+            name=name,
+        )
+
+    def see(self, estimate: Any, skipped: tf.Tensor) -> tf.Tensor:
+        """Takes notice of a chain.
+
+        Args:
+            estimate: `Estimate`, with `equipartition`.
+            skipped: 1 if its update was skipped, else 0.
+
+        Returns:
+            Whether the steps are too large: a window of chains was too warm,
+            or this one came to numbers that are not finite.
+        """
+        ratio = _ratio(estimate)
+        counts = tf.math.is_finite(ratio) & (skipped == 0)
+        self.total.assign_add(tf.where(counts, ratio, 0.0))
+        self.chains.assign_add(tf.cast(counts, tf.int32))
+        is_whole = self.chains.value >= WINDOW
+
+        def end() -> None:
+            self.last.assign(self.total / WINDOW)
+            self.begin_window()
+
+        tf.cond(is_whole, end, lambda: None)
+        return (skipped > 0) | (is_whole & (self.last.value > TOO_WARM))
+
+    def begin_window(self) -> None:
+        """Forgets the chains of a window that has not ended."""
+        self.total.assign(0.0)
+        self.chains.assign(0)
+
+
+def _ratio(estimate: Any) -> tf.Tensor:
+    """The mean over all entries of all weights."""
+    numbers = [param.shape.num_elements() for param in estimate.params]
+    shares = tf.constant(numbers, tf.float32) / float(sum(numbers))
+    return tf.reduce_sum(shares * tf.cast(estimate.equipartition, tf.float32))
