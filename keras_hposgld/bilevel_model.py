@@ -92,6 +92,7 @@ class BilevelModel(BilevelLearner):
         layer_state: str = "carried",
         warmup_steps: int = 0,
         max_skipped_updates: int = 10,
+        posterior_samples: int | None = None,
         **keras_arguments: Any,
     ) -> None:
         """Configures both levels.
@@ -122,6 +123,11 @@ class BilevelModel(BilevelLearner):
                 is not finite changes neither weights nor hyperparameters;
                 after so many in a row `fit` stops with an error. Defaults to
                 `10`.
+            posterior_samples: Integer: how many samples of the weights, evenly
+                spaced over the second half of the training so far, predictions
+                are averaged over; for an estimator that needs no outer data.
+                `0`: they are those of the last sample. `None` (default): 32
+                with such an estimator, else 0.
             **keras_arguments: `loss_weights`, `weighted_metrics`,
                 `run_eagerly`, `jit_compile` (`"auto"` is off on CPU) and
                 `steps_per_execution` (rounded up to whole chains), as in
@@ -146,6 +152,7 @@ class BilevelModel(BilevelLearner):
             max_skipped_updates=max_skipped_updates,
             serves_all=True,
         )
+        self.configure_posterior(posterior_samples)
         self.start = start
         plain = {"loss": loss, "metrics": metrics} | keras_arguments
         super().compile(optimizer=optimizer, auto_scale_loss=False, **plain)

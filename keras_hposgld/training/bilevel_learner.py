@@ -20,14 +20,14 @@ from keras_hposgld.training import checks
 from keras_hposgld.training import density
 from keras_hposgld.training.bilevel_steps import BilevelSteps
 from keras_hposgld.training.folds import FoldCopies
-from keras_hposgld.training.learner import Learner
 from keras_hposgld.training.memory_estimate import MemoryEstimate
+from keras_hposgld.training.posterior_learner import PosteriorLearner
 from keras_hposgld.training.refit import refit
 from keras_hposgld.training.step_sizes import StepSizes
 from keras_hposgld.training.weight_copies import WeightCopies
 
 
-class BilevelLearner(Learner):
+class BilevelLearner(PosteriorLearner):
     """A learner whose chains run on batches of two levels.
 
     Args:
@@ -285,4 +285,5 @@ class BilevelLearner(Learner):
         )
         # Folds that learn on begin where this has ended, all of them.
         self._steps.drop_folds()
+        self.reset_posterior()
         return history

@@ -134,6 +134,9 @@ class BilevelSteps:
             learner.starting_weights.build_for(
                 learner.trainable_variables, places_of(learner.model)
             )
+        learner.posterior.build_for_samples(
+            learner.trainable_variables, places_of(learner.model)
+        )
         if self.num_folds > 1:
             learner.fold_copies.build_for_folds(
                 self.num_folds, learner.model, self._state_of_chain()
@@ -192,7 +195,7 @@ class BilevelSteps:
         )
         copies = learner.fold_copies.values if self.num_folds > 1 else []
         with temperature.at(learner.sampler, **self.settings):
-            run_outer_iteration(
+            skipped = run_outer_iteration(
                 outer_level,
                 problem,
                 inner_batches,
@@ -203,6 +206,7 @@ class BilevelSteps:
                 fold_copies=copies,
                 step_sizes=learner.step_sizes,
             )
+        learner.posterior.follow(problem.weights, skipped, learner.placement)
 
     def memory_estimate(self) -> MemoryEstimate:
         """How many bytes a prepared learner is going to need."""
@@ -221,4 +225,5 @@ class BilevelSteps:
             learner.hypergradient,
             learner.sampler,
             waiting=learner.fold_copies.values,
+            samples=learner.posterior.values,
         )

@@ -16,11 +16,13 @@ class MemoryEstimate(NamedTuple):
 
     Attributes:
         weights: The model's weights, and what is kept from chain to chain:
-            copies of them, and the state of the sampler.
+            copies of them, the posterior samples included, and the state of
+            the sampler.
         hyperparameters: The unconstrained variables.
         optimizers: The state of the optimizer of the hyperparameters.
         chain: What the estimator holds at its peak.
         total: The sum. Activations and batches come on top of it.
+        samples: What of `weights` is kept posterior samples.
     """
 
     weights: int
@@ -28,13 +30,19 @@ class MemoryEstimate(NamedTuple):
     optimizers: int
     chain: int
     total: int
+    samples: int = 0
 
     def __str__(self) -> str:
         parts = ", ".join(
             f"{name} {number / 2**20:,.0f} MiB"
             for name, number in self._asdict().items()
+            if name != "samples"
         )
-        return f"{parts} (activations and batches come on top)"
+        remark = "activations and batches come on top"
+        if self.samples:
+            samples = f"{self.samples / 2**20:,.0f} MiB"
+            remark += f"; {samples} of the weights are posterior samples"
+        return f"{parts} ({remark})"
 
 
 def estimate_memory(
@@ -45,6 +53,7 @@ def estimate_memory(
     estimator: HypergradientEstimator,
     sampler: Sampler,
     waiting: Sequence = (),
+    samples: Sequence = (),
 ) -> MemoryEstimate:
     """Adds up what is known of a run before it begins.
 
@@ -58,6 +67,7 @@ def estimate_memory(
             and after a step.
         waiting: Variables of which a second value waits for the chains of
             other folds, before it is assigned.
+        samples: Variables that hold posterior samples of the weights.
     """
     slots = [v for part in sampler.state_variables.values() for v in part]
     weight_bytes, hyper_bytes = size_of(weights), size_of(hyperparameters)
@@ -67,7 +77,7 @@ def estimate_memory(
     per_weight, per_hyperparameter = estimator.copies_in_chain(number)
     per_hyperparameter += sampler.solves_quadratic  # the chain holds them
     parts = (
-        weight_bytes + size_of(copies) + size_of(slots),
+        weight_bytes + size_of([*copies, *samples]) + size_of(slots),
         hyper_bytes,
         size_of(optimizer_variables),
         per_weight * weight_bytes
@@ -75,7 +85,7 @@ def estimate_memory(
         + 2 * size_of(slots)
         + size_of(waiting),
     )
-    return MemoryEstimate(*parts, sum(parts))
+    return MemoryEstimate(*parts, sum(parts), size_of(samples))
 
 
 def size_of(variables: Sequence) -> int:
