@@ -73,7 +73,11 @@ def exported(
     return plain
 
 
-def clone(model: keras.Model, function: Callable | None = None) -> keras.Model:
+def clone(
+    model: keras.Model,
+    function: Callable | None = None,
+    adapted: Callable = lambda layer: layer,
+) -> keras.Model:
     """`keras.models.clone_model`, for subclassed models as well.
 
     Layers that were adapted to data (`Normalization`, `TextVectorization` and
@@ -83,11 +87,13 @@ def clone(model: keras.Model, function: Callable | None = None) -> keras.Model:
         model: `keras.Model`.
         function: Function from a layer to its copy. `None` (default): one
             from the layer's config.
+        adapted: Function from an adapted layer to what the copy has in its
+            place. Defaults to the layer itself.
     """
 
     def copy(layer: Any) -> Any:
         if hasattr(layer, "adapt"):
-            return layer
+            return adapted(layer)
         if function is not None:
             return function(layer)
         return type(layer).from_config(layer.get_config())

@@ -1,6 +1,7 @@
 """Plain Keras models of kept samples of the weights."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,7 @@ def _average(learner: Any) -> keras.Model:
     read = learner.posterior.reader(model)
     outputs = []
     for index in range(learner.num_samples_used()):
-        copy = clone(plain)
+        copy = clone(plain, adapted=_adapted_copy)
         copy.name = f"sample_{index}"
         copy_weights(plain, copy)
         addresses = weight_addresses(copy)
@@ -99,6 +100,24 @@ def _average(learner: Any) -> keras.Model:
     # Else it would have the penalty of each copy.
     average.trainable = False
     return average
+
+
+def _adapted_copy(layer: Any) -> keras.layers.Layer:
+    """A copy of a layer that was adapted to data.
+
+    Keras cannot load a model of which two parts share one.
+    """
+    copy = type(layer).from_config(layer.get_config())
+    if layer.built:
+        copy.build_from_config(layer.get_build_config())
+    variables: dict[str, Any] = {}
+    layer.save_own_variables(variables)
+    copy.load_own_variables(variables)
+    if hasattr(layer, "save_assets"):  # a vocabulary
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            copy.load_assets(folder)
+    return copy
 
 
 def _average_of(kind: Any, ys: list) -> Any:
