@@ -8,7 +8,8 @@ has been so far, at any time, evenly spaced.
 
 With K slots and t outer iterations so far, the weights are written after each
 t that is a multiple of s(t), the smallest power of two with s(t) >= t / (2 K),
-over the oldest. So s(t) doubles whenever t / 2 has run through all K slots.
+over the oldest. From t = 2 K on the ring then holds exactly those that are
+newer than t / 2. Before, it holds older ones as well, which are not used.
 """
 
 import warnings
@@ -29,7 +30,8 @@ class PosteriorSamples(WeightCopies):
 
     Attributes:
         values: List of variables of shape `(K, *weight.shape)`.
-        number: Integer K, how many are to be kept; `None` until `configure`.
+        number: Integer K, how many are to be kept; `None` until the learner
+            is compiled.
         count: Variable, the number t of outer iterations so far, without
             those whose update was skipped.
         written: Variable, how many samples were written.
@@ -66,10 +68,6 @@ class PosteriorSamples(WeightCopies):
     def capacity(self) -> int:
         """The number of slots, 0 before they are built."""
         return self.values[0].shape[0] if self.values else 0
-
-    def configure(self, number: int) -> None:
-        """Takes the number of samples to keep."""
-        self.number = number
 
     def build_for_samples(self, weights: list, names: list[str]) -> None:
         """Creates the slots; forgets all samples if the weights are others.
