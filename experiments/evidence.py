@@ -6,7 +6,9 @@
 Each method has one setting, which serves all sets. A row for each set, split
 and method is appended to `--out` as soon as it is there, with the error (the
 share of wrong classes, or the root of the mean squared error in the targets'
-units), the mean negative log-likelihood of the test targets, and the seconds.
+units), the mean negative log-likelihood of the test targets, and the seconds of
+processor time. `--limit` is on them too: a method that needs longer on a split
+is left out on the others of its set.
 Rows that are there are not computed again: the same command resumes. At the end
 all rows of the file are made into tables.
 
@@ -94,7 +96,7 @@ def main(arguments=None):
     parser.add_argument("--sets", type=names(sets.ALL), default=sets.ALL)
     parser.add_argument("--methods", type=names(METHODS), default=[*METHODS])
     parser.add_argument("--splits", type=int, help="at most, of each set")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds")
+    parser.add_argument("--limit", type=float, default=300.0, help="a fit")
     parser.add_argument("--tables", action="store_true", help="compute nothing")
     arguments = parser.parse_args(arguments)
     if not arguments.tables:

@@ -74,7 +74,7 @@ def lasso(x, y, x_test, task, seed):
     """An absolute penalty, its strength by cross-validation."""
     if task == "regression":
         folds = folds_of(x, y, task, seed)
-        model = LassoCV(cv=folds, max_iter=5000, random_state=seed)
+        model = LassoCV(cv=folds, random_state=seed)
         model.fit(x.astype(float), y)
         errors = model.mse_path_.mean(axis=1).min()
         return constant(model.predict(x_test), errors)

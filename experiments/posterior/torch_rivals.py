@@ -3,12 +3,12 @@
     pip install torch==2.13.0 laplace-torch==0.3 lassonet==0.0.21
 
 The functions are those of `rivals.py`. The packages are imported when one is
-called: they are optional.
+called: they are optional. None of them needs torchvision here: where its build
+does not fit that of torch, uninstall it.
 """
 
 import functools
 import importlib.util
-import warnings
 
 import numpy as np
 from posterior.left_out import LeftOut
@@ -21,12 +21,13 @@ BATCH = 128
 NUM_STEPS = 5000  # of the network
 MOST_EPOCHS = 1000
 TEST_BATCH = 64
+PATH: dict = {}  # what differs from LassoNet's defaults: nothing
 # From so many inputs on, an eigendecomposition an epoch takes too long.
 MANY_INPUTS = 1500
 
 
 def needs(module):
-    """Raises if an optional package is missing, and quiets it."""
+    """PyTorch, on one thread; raises if the package is missing."""
     if importlib.util.find_spec(module) is None:
         raise LeftOut(f"pip install {NEEDED[module]}")
     import torch
@@ -77,21 +78,19 @@ def laplace(x, y, x_test, task, seed, *, hessian, prior):
     batches = batches_of(torch, x, y[:, None] if regression else y)
     num_epochs = min(MOST_EPOCHS, -(-NUM_STEPS // len(batches)))
     num_steps = num_epochs * len(batches)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of hooks and Jacobians
-        posterior, *_ = marglik_training(
-            model,
-            batches,
-            "regression" if regression else "classification",
-            hessian_structure=hessian,
-            prior_structure=prior,
-            n_epochs=num_epochs,
-            n_epochs_burnin=num_epochs // 10,
-            optimizer_kwargs={"lr": 1e-2},
-            scheduler_cls=torch.optim.lr_scheduler.CosineAnnealingLR,
-            scheduler_kwargs={"T_max": num_steps, "eta_min": 1e-5},
-        )
-        laws = [posterior(part) for part in x_test.split(TEST_BATCH)]
+    posterior, *_ = marglik_training(
+        model,
+        batches,
+        "regression" if regression else "classification",
+        hessian_structure=hessian,
+        prior_structure=prior,
+        n_epochs=num_epochs,
+        n_epochs_burnin=num_epochs // 10,
+        optimizer_kwargs={"lr": 1e-2},
+        scheduler_cls=torch.optim.lr_scheduler.CosineAnnealingLR,
+        scheduler_kwargs={"T_max": num_steps, "eta_min": 1e-5},
+    )
+    laws = [posterior(part) for part in x_test.split(TEST_BATCH)]
     if not regression:
         return torch.cat(laws).detach().double().numpy()
     mean, variance = (
@@ -118,10 +117,9 @@ def lassonet(x, y, x_test, task, seed):
         verbose=0,
         random_state=seed,
         torch_seed=seed,
+        **PATH,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the start of the path
-        model.fit(x, y.astype("float32") if regression else y)
+    model.fit(x, y.astype("float32") if regression else y)
     if not regression:
         return model.predict_proba(x_test).astype(float)
     # Its score is R squared, and the targets have unit variance.
