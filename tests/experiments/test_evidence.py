@@ -130,7 +130,7 @@ def test_rivals_learn_what_is_easy(load, monkeypatch, task):
 def test_rivals_of_optional_packages(load, monkeypatch, name, task):
     torch_rivals, rows = load("posterior.torch_rivals"), load("posterior.rows")
     monkeypatch.setattr(torch_rivals, "NUM_STEPS", 20)
-    short = {"n_iters": (5, 2), "path_multiplier": 2.0}
+    short = {"n_iters": (5, 2), "lambda_start": 1.0, "path_multiplier": 2.0}
     monkeypatch.setattr(torch_rivals, "PATH", short)
     monkeypatch.setattr(load("posterior.rivals"), "NUM_FOLDS", 2)
     methods = [m for m in torch_rivals.METHODS if m.startswith(name)]
