@@ -1,6 +1,7 @@
 """The experiment on the evidence: its sets, measures, rows and tables."""
 
 import importlib
+import itertools
 import pathlib
 import time
 
@@ -137,12 +138,14 @@ def test_rivals_of_optional_packages(load, monkeypatch, name, task):
     assert methods
     split = a_split(load, task)
     split = split._replace(x=split.x / 20 - 1, x_test=split.x_test / 20 - 1)
-    for method in methods:
+    wide = [np.tile(x, 30) for x in (split.x, split.x_test)]
+    wide = split._replace(x=wide[0], x_test=wide[1])
+    for method, data in itertools.product(methods, (split, wide)):
         if importlib.util.find_spec(name) is None:
             with pytest.raises(load("posterior.left_out").LeftOut, match=name):
-                rows.run(torch_rivals.METHODS[method], split, 0)
+                rows.run(torch_rivals.METHODS[method], data, 0)
             continue
-        row = rows.run(torch_rivals.METHODS[method], split, 0)
+        row = rows.run(torch_rivals.METHODS[method], data, 0)
         assert not row["note"], method
 
 
