@@ -13,7 +13,8 @@ small steps, and the whole of them takes the largest step that is safe.
 
 All blocks are found at once: with signs s_l drawn at random, s H s times a
 vector is in the mean the blocks times it. Signs are drawn anew in each power
-iteration, which leaves an error in D, and none in rho.
+iteration, which leaves an error in D, and none in rho. Large blocks disturb
+small ones, so D is found in rounds, each in units of the one before.
 """
 
 from collections.abc import Callable
@@ -28,53 +29,61 @@ from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.position import Position
 
 # A weight that the loss hardly depends on now may matter soon.
-SMALLEST_BLOCK = 1e-3  # over the largest
+SMALLEST_BLOCK = 1e-4  # over the largest
+# By what a block falls in a round at most: what is found may be chance.
+LEAST = 0.05
 
 
 def largest_of_blocks(
     chain: Chain,
     params: list,
     batch: Any,
+    blocks: tf.Tensor,
     number: int,
     seed: tf.Tensor,
     in_loop: bool = True,
 ) -> tf.Tensor:
-    """The largest eigenvalue of the block of each weight.
+    """The largest eigenvalue of the block of each weight, by one round.
 
     Args:
         chain: `Chain`.
         params: List of tensors, where the derivatives are taken.
         batch: A batch of the inner objective.
+        blocks: Tensor with one number for each of the params: what was found
+            before, or ones.
         number: Integer `>= 2`, power iterations.
         seed: Integer tensor `(2,)`.
         in_loop: Whether they may run in a `tf.while_loop`.
 
     Returns:
-        Tensor with one number for each of the params, above zero unless all
-        are zero.
+        Tensor like `blocks`, above zero unless all are zero.
     """
+    over_roots = _over_roots(blocks, params)
 
     def iterate(state: tuple, index: Any) -> tuple:
         vector, total = state
         own = tf.random.experimental.stateless_fold_in(seed, index)
-        signs = _signs(own, len(params))
-        signed = [
-            tf.cast(s, z.dtype) * z for s, z in zip(signs, vector, strict=True)
+        signs = _signs(own, params)
+        moved = _product(
+            chain, params, batch, over_roots(_times(signs, vector))
+        )
+        moved = over_roots(_times(signs, moved))
+        # Not the length of `moved`: what other blocks add to it has a mean of
+        # zero here. The later half counts, of which each has its own error.
+        along = [
+            tf.reduce_sum(m * z) for m, z in zip(moved, vector, strict=True)
         ]
-        moved = _product(chain, params, batch, signed)
-        moved = [
-            tf.cast(s, z.dtype) * z for s, z in zip(signs, moved, strict=True)
-        ]
-        lengths = [norm([part]) for part in moved]
-        # Each of the later half has an error of its own: their mean counts.
         counts = tf.cast(index >= number // 2, total.dtype)
-        total += counts * _stack(lengths)
-        return [_unit(m, n) for m, n in zip(moved, lengths, strict=True)], total
+        total += counts * tf.stack([tf.cast(x, total.dtype) for x in along])
+        return [_unit(part, norm([part])) for part in moved], total
 
-    start = _draws(params, seed)
-    state = (start, tf.zeros([len(params)], tf.float32))
+    start = [_unit(part, norm([part])) for part in _draws(params, seed)]
+    state = (start, tf.zeros_like(blocks))
     _, total = _repeat(iterate, state, number, in_loop)
-    blocks = total / (number - number // 2)
+    changes = tf.maximum(tf.abs(total) / (number - number // 2), LEAST)
+    # Where the loss depends on no weight at all, there is nothing to find.
+    changes = tf.where(tf.reduce_any(total != 0), changes, 0.0)
+    blocks *= changes
     return tf.maximum(blocks, SMALLEST_BLOCK * tf.reduce_max(blocks))
 
 
@@ -101,16 +110,7 @@ def largest_eigenvalue(
     Returns:
         rho, a scalar tensor in float32; the last direction.
     """
-    roots = [
-        tf.cast(tf.sqrt(block), param.dtype)
-        for block, param in zip(tf.unstack(blocks), params, strict=True)
-    ]
-
-    def over_roots(vector: list) -> list:
-        return [
-            tf.math.divide_no_nan(part, root)
-            for part, root in zip(vector, roots, strict=True)
-        ]
+    over_roots = _over_roots(blocks, params)
 
     def iterate(state: tuple, index: Any) -> tuple:
         vector, _ = state
@@ -154,6 +154,18 @@ def _product(chain: Chain, params: list, batch: Any, vector: list) -> list:
     ]
 
 
+def _over_roots(blocks: tf.Tensor, params: list) -> Callable:
+    """D^(-1/2) times a vector, as a function."""
+    roots = [
+        tf.cast(tf.sqrt(block), param.dtype)
+        for block, param in zip(tf.unstack(blocks), params, strict=True)
+    ]
+    return lambda vector: [
+        tf.math.divide_no_nan(part, root)
+        for part, root in zip(vector, roots, strict=True)
+    ]
+
+
 def _repeat(step: Callable, state: Any, number: Any, in_loop: bool) -> Any:
     if in_loop:
         return run_steps(step, state, number)
@@ -173,16 +185,17 @@ def _draws(params: list, seed: tf.Tensor) -> list:
     ]
 
 
-def _signs(seed: tf.Tensor, number: int) -> list:
+def _signs(seed: tf.Tensor, params: list) -> list:
     bits = tf.random.stateless_uniform(
-        [number], seed, minval=0, maxval=2, dtype=tf.int32
+        [len(params)], seed, minval=0, maxval=2, dtype=tf.int32
     )
-    return tf.unstack(tf.cast(2 * bits - 1, tf.float32))
+    signs = tf.unstack(2 * bits - 1)
+    return [tf.cast(s, p.dtype) for s, p in zip(signs, params, strict=True)]
+
+
+def _times(numbers: list, vector: list) -> list:
+    return [n * part for n, part in zip(numbers, vector, strict=True)]
 
 
 def _unit(vector: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(vector, tf.cast(length, vector.dtype))
-
-
-def _stack(numbers: list) -> tf.Tensor:
-    return tf.stack([tf.cast(number, tf.float32) for number in numbers])

@@ -26,7 +26,8 @@ class Estimate(NamedTuple):
             estimate of the derivative of the expected outer objective.
         params: Structure of tensors, where the chain ended.
         inner_loss: Scalar, mean of the inner objective over the samples,
-            each evaluated where the step to the sample began.
+            each evaluated where the step to the sample began. `Evidence` makes
+            it infinite where the chain diverged.
         outer_loss: Scalar, mean of the outer objective over the samples. `None`
             where the estimator needs no outer objective.
         standard_error: Scalar, the Monte Carlo error of the hypergradient's

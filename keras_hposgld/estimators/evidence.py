@@ -16,7 +16,9 @@ law, tau kappa^2.
 """
 
 from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_hposgld.core.checks import check_known
@@ -39,6 +41,23 @@ from keras_hposgld.estimators.score import law_temperature
 from keras_hposgld.estimators.step import Step
 
 RULES = ("gibbs", "gradient", "optimizer")
+
+
+class Own(NamedTuple):
+    """What `Evidence` carries along a chain.
+
+    Attributes:
+        slope: List of tensors, tau d log Z_prior/dlambda.
+        warmth: Tensor with a number for each of the params, the sum over the
+            samples of the mean of w dL_T/dw.
+        first: Scalar tensor, the inner objective at the first step.
+        peak: Scalar tensor, its largest value so far.
+    """
+
+    slope: list
+    warmth: tf.Tensor
+    first: tf.Tensor
+    peak: tf.Tensor
 
 
 @register("evidence")
@@ -135,8 +154,8 @@ class Evidence(SampledEstimator):
                 "objective."
             )
 
-    def begin(self, chain: Chain, params: list) -> tuple:
-        """tau d log Z_prior/dlambda, which no step changes; no warmth yet."""
+    def begin(self, chain: Chain, params: list) -> Own:
+        """tau d log Z_prior/dlambda, which no step changes; nothing else."""
         temperature = law_temperature(
             self, chain, "the evidence is that of a law"
         )
@@ -147,27 +166,48 @@ class Evidence(SampledEstimator):
             [],
         )
         dtype = params[0].dtype
-        return pack(scaled(temperature, slope)), tf.zeros([len(params)], dtype)
+        return Own(
+            pack(scaled(temperature, slope)),
+            tf.zeros([len(params)], dtype),
+            tf.zeros([], dtype),
+            tf.zeros([], dtype),
+        )
 
     def differentiate(
-        self, chain: Chain, own: tuple, position: Position, batch: Any
+        self, chain: Chain, own: Own, position: Position, batch: Any
     ) -> LinearizedGradient:
         """First derivatives alone, by one backward pass."""
         return first_derivatives(chain, position, batch)
 
-    def contribute(self, chain: Chain, own: tuple, step: Step) -> tuple:
+    def contribute(self, chain: Chain, own: Own, step: Step) -> tuple:
         """The sample dL_T/dlambda + tau d log Z_prior/dlambda."""
-        slope, warmth = own
-        sample = add(step.inner.pullback(None), unpack(slope))
-        is_sample = tf.cast(step.index >= self.burn_in, warmth.dtype)
-        warmth += is_sample * _warmth(step.before.params, step.inner.gradient)
-        return (slope, warmth), Multiple(-1.0, sample)
+        sample = add(step.inner.pullback(None), unpack(own.slope))
+        is_sample = tf.cast(step.index >= self.burn_in, own.warmth.dtype)
+        warmth = is_sample * _warmth(step.before.params, step.inner.gradient)
+        value = tf.cast(step.inner.value, own.first.dtype)
+        is_first = step.index == 0
+        own = own._replace(
+            warmth=own.warmth + warmth,
+            first=tf.where(is_first, value, own.first),
+            peak=tf.where(is_first, value, tf.maximum(own.peak, value)),
+        )
+        return own, Multiple(-1.0, sample)
 
     def conclude(self, chain: Chain, state: SampledState) -> dict:
-        """How warm the chain was: 1 where it keeps its temperature."""
-        _, warmth = state.own
-        temperature = law_temperature(self, chain, "")
-        return {"equipartition": warmth / (self.num_samples * temperature)}
+        """How warm the chain was; an infinite loss if it diverged."""
+        own, number = state.own, self.num_samples
+        tau = law_temperature(self, chain, "the evidence is that of a law")
+        entries = sum(x.shape.num_elements() for x in state.position.params)
+        # A law of so many entries has an energy of tau / 2 for each.
+        usual = 1.0 + tf.abs(own.first) + 10.0 * tau * entries
+        loss = state.losses.inner_total / number
+        diverged = own.peak - own.first > usual
+        return {
+            "equipartition": own.warmth / (number * tau),
+            "inner_loss": tf.where(
+                diverged, tf.constant(np.inf, loss.dtype), loss
+            ),
+        }
 
 
 def _warmth(params: list, gradient: list) -> tf.Tensor:

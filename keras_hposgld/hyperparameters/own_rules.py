@@ -41,6 +41,8 @@ class ChainEnd(NamedTuple):
             tensor.
         slope: Function from a variable of hyperparameters to the derivative
             of the free energy, the mean over the chain.
+        position: Function from such a variable to its number among all, which
+            is the same in each process, as its name is not.
         number: Scalar integer tensor: the chains before this one.
         seed: Integer tensor `(2,)`, of this chain alone.
     """
@@ -49,18 +51,11 @@ class ChainEnd(NamedTuple):
     temperature: Any
     weight: Callable
     slope: Callable
+    position: Callable
     number: tf.Tensor
     seed: tf.Tensor
 
     def seed_of(self, variable: Any, purpose: int = 0) -> tf.Tensor:
-        """A seed for a variable, by its path."""
+        """A seed for a variable of hyperparameters."""
         fold_in = tf.random.experimental.stateless_fold_in
-        return fold_in(fold_in(self.seed, _number_of(variable.path)), purpose)
-
-
-def _number_of(path: str) -> int:
-    """A number that is the same in each process, as `hash` is not."""
-    number = 0
-    for letter in path.encode():
-        number = (number * 257 + letter) % (2**31 - 1)
-    return number
+        return fold_in(fold_in(self.seed, self.position(variable)), purpose)

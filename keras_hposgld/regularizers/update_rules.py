@@ -123,7 +123,7 @@ def gradient(groups: Groups, usual: Any, number: tf.Tensor) -> tf.Tensor:
     slope = most - (groups.size + HALF / usual) * rate
     age = tf.cast(number, rate.dtype) / SLOWER_AFTER
     step = FASTEST / tf.sqrt(1.0 + age)
-    return groups.log_rate + step * tf.maximum(LOWEST, slope / most)
+    return groups.log_rate + step * tf.maximum(slope / most, LOWEST)
 
 
 def gamma(shape: Any, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -66,12 +66,14 @@ class OwnRules:
                 problem.hyperparameters, estimate.hypergradient, strict=True
             )
         }
+        places = {id(v): n for n, v in enumerate(problem.hyperparameters)}
         number = level.iterations.value
         end = ChainEnd(
             rule=rule,
             temperature=sampler.law_temperature,
             weight=lambda weight: weights[id(weight)],
             slope=lambda variable: slopes[id(variable)],
+            position=lambda variable: places[id(variable)],
             number=number,
             seed=tf.random.experimental.stateless_fold_in(
                 # Apart from the noise of the weights, of the same seed.

@@ -27,7 +27,8 @@ from keras_hposgld.training.weight_copies import WeightCopies
 
 EVERY = 100  # inner steps
 BLOCKS_EVERY = 5  # renewals
-FOR_BLOCKS = 8  # power iterations
+ROUNDS = 2
+FOR_BLOCKS = 6  # power iterations in a round
 FOR_ALL = 4
 # A direction that has lost its part along the largest eigenvector gets it back.
 STIR = 1e-2
@@ -115,10 +116,19 @@ class StepSizes(keras.layers.Layer):
         def chain(batches: Any) -> tuple[Chain, list, Any]:
             return make_chain(placement.average), start(), batch_at(batches, 0)
 
-        def of_blocks(batches: Any) -> tf.Tensor:
+        def of_blocks(batches: Any, blocks: tf.Tensor) -> tf.Tensor:
             return curvature.largest_of_blocks(
-                *chain(batches), FOR_BLOCKS, seed, in_loop
+                *chain(batches), blocks, FOR_BLOCKS, seed, in_loop
             )
+
+        def found(blocks: tf.Tensor) -> tf.Tensor:
+            is_new = tf.reduce_any(blocks <= 0)
+            blocks = tf.where(is_new, tf.ones_like(blocks), blocks)
+            for _ in range(ROUNDS):
+                blocks = placement.first(
+                    placement.call(of_blocks, inner_batches, blocks)
+                )
+            return blocks
 
         def of_all(batches: Any, blocks: tf.Tensor) -> tuple:
             return curvature.largest_eigenvalue(
@@ -126,10 +136,11 @@ class StepSizes(keras.layers.Layer):
             )
 
         slots = sampler.state_variables["step_size"]
+        before = _blocks_of(slots)
         blocks = tf.cond(
             self.renewals.value % BLOCKS_EVERY == 0,
-            lambda: placement.first(placement.call(of_blocks, inner_batches)),
-            lambda: _blocks_of(slots),
+            lambda: found(before),
+            lambda: before,
         )
         rho, direction = tf.nest.map_structure(
             placement.first, placement.call(of_all, inner_batches, blocks)
@@ -170,4 +181,5 @@ class StepSizes(keras.layers.Layer):
 
 def _blocks_of(slots: list) -> tf.Tensor:
     """D as it was, up to a factor, from the step sizes 1 / (D rho)."""
-    return tf.stack([1.0 / tf.cast(slot.value, tf.float32) for slot in slots])
+    sizes = tf.stack([tf.cast(slot.value, tf.float32) for slot in slots])
+    return tf.math.reciprocal_no_nan(sizes)

@@ -1,0 +1,110 @@
+"""The rules by which strengths follow the weights."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_hposgld.regularizers import update_rules
+from keras_hposgld.regularizers.update_rules import Groups
+
+SEED = tf.constant([5, 2])
+GRID = np.linspace(-25.0, 25.0, 20001)  # of log r
+
+
+def seed(number):
+    return tf.random.experimental.stateless_fold_in(SEED, number)
+
+
+def law_of(log_density):
+    """Mean and standard deviation of log r, by quadrature."""
+    weight = np.exp(log_density - log_density.max())
+    weight /= weight.sum()
+    mean = weight @ GRID
+    return mean, np.sqrt(weight @ (GRID - mean) ** 2)
+
+
+@pytest.mark.parametrize("shape, size", [(0.5, 0.01), (10.0, 4.0), (1.0, 90.0)])
+def test_gibbs_draws_the_law_given_the_weights(run, shape, size):
+    # r^shape exp(-r size), and a half-Cauchy scale: r^(-1/2) / (r + r0).
+    usual, number = 3.0, 20_000
+    r = np.exp(GRID)
+    density = (shape + 0.5) * GRID - r * size - np.log(r + usual)
+    mean, deviation = law_of(density)
+
+    def draws():
+        log_rate = tf.fill([number], tf.constant(1.0, tf.float64))
+        for step in range(8):
+            groups = Groups(log_rate, shape, tf.constant(size, tf.float64))
+            log_rate, _ = update_rules.gibbs(groups, usual, seed(step))
+        return log_rate
+
+    found = np.asarray(run(draws))
+    error = deviation / np.sqrt(number)
+    assert abs(found.mean() - mean) < 5 * error
+    assert abs(found.std() / deviation - 1) < 0.04
+
+
+def test_common_scale_is_drawn_given_all_groups():
+    # nu_j ~ Gamma(1/2, r0) and r0 with a half-Cauchy scale of 1.
+    nu = tf.constant([0.2, 1.0, 3.0, 0.5], tf.float64)
+    r0 = np.exp(GRID)
+    total = float(tf.reduce_sum(nu))
+    density = 0.5 * GRID - np.log(1 + r0) + 2 * GRID - r0 * total
+    mean, deviation = law_of(density)
+
+    def draw(usual, number):
+        for step in range(6):
+            usual = update_rules.common_scale(
+                usual, nu, seed(9 * number + step)
+            )
+        return usual
+
+    @tf.function(autograph=False)
+    def draws():
+        return tf.map_fn(
+            lambda number: draw(tf.constant(1.0, tf.float64), number),
+            tf.range(4000),
+            fn_output_signature=tf.float64,
+        )
+
+    found = np.log(draws())
+    assert abs(found.mean() - mean) < 5 * deviation / np.sqrt(4000)
+    assert abs(found.std() / deviation - 1) < 0.08
+
+
+def test_gradient_goes_uphill_and_stops_at_the_mode(run):
+    shape, usual = 4.0, 3.0
+    size = tf.constant([0.1, 2.0, 50.0], tf.float64)
+
+    def climb():
+        log_rate = tf.constant([0.0, 5.0, -2.0], tf.float64)
+        path = [log_rate]
+        for number in range(400):
+            groups = Groups(log_rate, shape, size)
+            log_rate = update_rules.gradient(groups, usual, tf.constant(number))
+            path.append(log_rate)
+        return tf.stack(path)
+
+    path = np.asarray(run(climb))
+    # Of r^(shape + 1/2) exp(-r (size + 1/(2 r0))).
+    mode = np.log((shape + 0.5) / (size.numpy() + 0.5 / usual))
+    np.testing.assert_allclose(path[-1], mode, atol=1e-6)
+    assert np.abs(np.diff(path, axis=0)).max() <= 0.2 * 3.0 + 1e-12
+    steps = np.abs(np.diff(path[:, 2]))
+    assert steps[0] == pytest.approx(0.2, rel=0.05)
+
+
+def test_rates_and_strengths_are_two_ways_to_say_one_thing():
+    log_strength, tau = tf.constant(-2.0, tf.float64), 0.01
+    for power, unit in (("l2", tau / 2), ("l1", tau)):
+        log_rate = update_rules.log_rate_of(log_strength, power, tau)
+        np.testing.assert_allclose(log_rate, -2.0 - np.log(unit))
+        back = update_rules.log_strength_of(log_rate, power, tau)
+        np.testing.assert_allclose(back, -2.0)
+    assert update_rules.usual_rate((30, 4), "l2") == 60.0
+    assert update_rules.usual_rate((3, 3, 5, 4), "l2") == 90.0
+    assert update_rules.usual_rate((7,), "l2") == 1.0
+    # Both priors have the variance 1 / 60.
+    assert 2 / update_rules.usual_rate((30, 4), "l1") ** 2 == pytest.approx(
+        1 / 60
+    )
