@@ -67,6 +67,12 @@ class ArrayData(Level):
     def batches_per_pass(self) -> float:
         return self.num_examples / self.batch_size
 
+    def whole(self):
+        return self.examples
+
+    def join(self):
+        self.batch_size = self.num_examples
+
     def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
         # Drawn by the number of the chain: `first()`, `first() + 1`, ...
         del keeps_lengths  # all batches have one length

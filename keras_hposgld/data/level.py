@@ -68,6 +68,13 @@ class Level(abc.ABC):
         number = self.num_known
         return number if math.isinf(number) else round(number)
 
+    def whole(self) -> tuple | None:
+        """All examples as one batch; `None` where a batch holds fewer."""
+        return self.first_batch() if self.batches_per_pass <= 1 else None
+
+    def join(self) -> None:  # noqa: B027 - most hold them already
+        """Makes the batches hold all examples, where `whole` returned them."""
+
     @abc.abstractmethod
     def first_batch(self) -> tuple:
         """The first batch, for building and for measuring."""

@@ -49,6 +49,9 @@ class Estimate(NamedTuple):
             over the chain and over the param of `w dL_T/dw`, over the
             temperature: 1 under the law, more where the steps heat it. `None`
             where the estimator does not look.
+        squared_errors: Pair of scalars: the sum of the squared errors of the
+            params, and of how many targets. `None`, unless the params were
+            drawn from their Gaussian law given the hyperparameters.
         num_steps: Scalar integer tensor: the steps that the sampler has taken,
             those of previous chains included. Set by `hypergradient`.
     """
@@ -64,6 +67,7 @@ class Estimate(NamedTuple):
     outer_losses: tf.Tensor | None = None
     sampler_state: Any = ()
     equipartition: tf.Tensor | None = None
+    squared_errors: Any = None
     num_steps: tf.Tensor | None = None
 
     @property

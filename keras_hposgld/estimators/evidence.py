@@ -30,8 +30,10 @@ from keras_hposgld.core.vectors import Multiple
 from keras_hposgld.core.vectors import pack
 from keras_hposgld.core.vectors import scaled
 from keras_hposgld.core.vectors import unpack
+from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.chain import refuse_moving_start
+from keras_hposgld.estimators.estimator import Estimate
 from keras_hposgld.estimators.position import Position
 from keras_hposgld.estimators.registry import register
 from keras_hposgld.estimators.sampled import SampledEstimator
@@ -192,6 +194,27 @@ class Evidence(SampledEstimator):
             peak=tf.where(is_first, value, tf.maximum(own.peak, value)),
         )
         return own, Multiple(-1.0, sample)
+
+    def of_draw(self, chain: Chain, params: list, batch: Any) -> Estimate:
+        """The estimate that rests on one draw of the law, without a step.
+
+        Args:
+            chain: `Chain`, which is not run.
+            params: List of tensors, the draw.
+            batch: All training examples.
+        """
+        position = chain.begin(params)
+        own = self.begin(chain, params)
+        inner = self.differentiate(chain, own, position, batch)
+        sample = add(inner.pullback(None), unpack(own.slope))
+        return Estimate(
+            hypergradient=with_zeros(sample, list(chain.hyperparameters)),
+            params=params,
+            inner_loss=inner.value,
+            outer_loss=None,
+            carry=inner.carry,
+            sampler_state=position.sampler_state,
+        )
 
     def conclude(self, chain: Chain, state: SampledState) -> dict:
         """How warm the chain was; an infinite loss if it diverged."""

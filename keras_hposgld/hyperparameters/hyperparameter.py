@@ -113,6 +113,16 @@ class Hyperparameter(abc.ABC):
         """
         return None
 
+    def noise_deviation(self) -> Any:
+        """The standard deviation of a Gaussian noise, for a loss that has one.
+
+        Returns:
+            Scalar tensor sigma, if the loss of an example is minus the
+            logarithm of the density of its targets with independent noise of
+            that deviation. `None` (default): it is something else.
+        """
+        return None
+
     def begin_rule(self, beginning: Beginning) -> None:  # noqa: B027
         """Prepares for `renewed`, before the first chain of a `fit`.
 

@@ -45,6 +45,8 @@ class ChainEnd(NamedTuple):
             is the same in each process, as its name is not.
         number: Scalar integer tensor: the chains before this one.
         seed: Integer tensor `(2,)`, of this chain alone.
+        squared_errors: As in `estimators.Estimate`: `None`, unless the weights
+            were drawn from their law given all else.
     """
 
     rule: str
@@ -54,6 +56,7 @@ class ChainEnd(NamedTuple):
     position: Callable
     number: tf.Tensor
     seed: tf.Tensor
+    squared_errors: Any = None
 
     def seed_of(self, variable: Any, purpose: int = 0) -> tf.Tensor:
         """A seed for a variable of hyperparameters."""

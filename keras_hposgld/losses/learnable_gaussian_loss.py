@@ -3,6 +3,7 @@
 import math
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters import bijectors
@@ -74,6 +75,9 @@ class LearnableGaussianLoss(LearnableLoss):
     def constrained(self) -> tf.Tensor:
         return bounded_value(self.variable, self.max_value)
 
+    def noise_deviation(self) -> tf.Tensor:
+        return self.constrained()
+
     def log_normalizer(self, temperature: float) -> tf.Tensor:
         """Zero: it is no prior, and its integral over the targets is one."""
         return tf.zeros([], self.variable.dtype)
@@ -82,20 +86,51 @@ class LearnableGaussianLoss(LearnableLoss):
         """Moves the variance towards the mean of the squared errors.
 
         With r that mean over the variance, the derivative of the free energy
-        by log sigma is k (1 - r), for k targets.
+        by log sigma is k (1 - r), for k targets. Where the weights were drawn
+        from their law given all else, so is the variance: see `_drawn`.
         """
+        if end.squared_errors is not None and end.rule == "gibbs":
+            return [(self.variable, self._drawn(end))]
         if self.num_targets is None:
             return None
         by_log = end.slope(self.variable) / tf.sigmoid(-self.variable.value)
         ratio = 1.0 - by_log / self.num_targets
         change = tf.clip_by_value(RATE * (ratio - 1.0) / 2, -FASTEST, FASTEST)
         variable = tf.convert_to_tensor(self.variable)
-        log_share = tf.minimum(
-            tf.math.log_sigmoid(variable) + change, math.log(LARGEST_SHARE)
+        log_deviation = self._log_deviation(variable) + change
+        return [(self.variable, self._unconstrained(log_deviation))]
+
+    def _drawn(self, end: ChainEnd) -> tf.Tensor:
+        """A draw of the variable, with a half-Cauchy prior of sigma.
+
+        Its scale a is `initial_value`. With p = 1 / sigma^2 it is the mixture
+        p | nu ~ Gamma(1/2, nu), nu ~ Gamma(1/2, 1/a^2). A prior that is flat in
+        log sigma would be none: with more inputs than examples the noise would
+        go to zero.
+        """
+        total, number = end.squared_errors
+        variable = tf.cast(self.variable, total.dtype)
+        precision = tf.exp(-2.0 * self._log_deviation(variable))
+        nu = _gamma(
+            tf.ones([], total.dtype),
+            precision + self.initial_value**-2,
+            end.seed_of(self.variable),
         )
-        log_deviation = log_share + math.log(self.max_value)
-        new = bijectors.bounded_from_log(log_deviation, self.max_value)
-        return [(self.variable, new)]
+        precision = _gamma(
+            (number + 1.0) / 2, nu + total / 2, end.seed_of(self.variable, 1)
+        )
+        log_deviation = -0.5 * tf.math.log(precision)
+        new = self._unconstrained(log_deviation)
+        return tf.cast(new, self.variable.dtype)
+
+    def _log_deviation(self, variable: tf.Tensor) -> tf.Tensor:
+        return math.log(self.max_value) + tf.math.log_sigmoid(variable)
+
+    def _unconstrained(self, log_deviation: tf.Tensor) -> tf.Tensor:
+        largest = math.log(LARGEST_SHARE * self.max_value)
+        return bijectors.bounded_from_log(
+            tf.minimum(log_deviation, largest), self.max_value
+        )
 
     def call(self, y_true, y_pred):
         y_pred = tf.convert_to_tensor(y_pred)
@@ -112,8 +147,7 @@ class LearnableGaussianLoss(LearnableLoss):
         self.num_targets = math.prod(y_pred.shape[1:])
         variable = tf.convert_to_tensor(self.variable)
         # Of a deviation whose square is zero in its dtype, too.
-        log_deviation = math.log(self.max_value) + tf.math.log_sigmoid(variable)
-        log_deviation = tf.cast(log_deviation, y_pred.dtype)
+        log_deviation = tf.cast(self._log_deviation(variable), y_pred.dtype)
         squares = ((y_true - y_pred) * tf.exp(-log_deviation)) ** 2
         each = squares / 2 + log_deviation + math.log(2 * math.pi) / 2
         return tf.reduce_sum(each, list(range(1, len(each.shape))))
@@ -125,3 +159,7 @@ class LearnableGaussianLoss(LearnableLoss):
         }
         del config["from_logits"]  # it is for classification
         return config
+
+
+def _gamma(shape: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tfp.distributions.Gamma(shape, rate).sample(seed=seed)

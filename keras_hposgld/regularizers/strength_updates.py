@@ -16,6 +16,9 @@ from keras_hposgld.regularizers.granularity import kept_axes
 MAX_VALUE = 1e6
 LARGEST_SHARE = 0.999  # of the bound, where the way back is still exact
 SCALE_OF_LINEAR = 1.0  # r0 at the start where it is learned: weak
+# Where rates start, over the usual one: from the weak side, since strengths
+# that are too strong at first hide from the weights what there is to learn.
+START = 0.2
 
 
 def has_rule(owner: Any) -> bool:
@@ -49,7 +52,7 @@ def begin(owner: Any, beginning: Beginning) -> None:
         if penalty.is_new and owner.starts_by_rule:
             log_rate = tf.fill(
                 penalty.strengths[power].shape,
-                math.log(_usual_rate(penalty, power)),
+                math.log(START * _usual_rate(penalty, power)),
             )
             penalty.strengths[power].assign(
                 _unconstrained(penalty, power, log_rate, beginning.temperature)

@@ -17,7 +17,8 @@ the law of the velocity M does not depend on P, and goes on where strengths or
 step sizes have changed between two chains. The noise is averaged over two
 steps, which leaves the law of a Gaussian exact at any step that is stable. With
 `integrator="exponential"` the step is that of `exponential.py`, of the size
-c eta.
+c eta. With `integrator="exact"` there are no steps: `fit` draws the weights of
+a linear model from their law, see `training.exact_draws`.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ from keras_hposgld.samplers.sgld import SGLD
 
 AUTO = "auto"
 SLOT = "step_size"
-INTEGRATORS = ("averaged", "exponential")
+INTEGRATORS = ("averaged", "exponential", "exact")
 MOMENTUM = 0.9
 
 
@@ -43,6 +44,7 @@ class AutoSGLD(SGLD):
 
     Attributes:
         given_momentum: Float, or `None`: `fit` chooses.
+        given_integrator: String, or `None`: `fit` chooses.
     """
 
     takes_step_sizes = True
@@ -61,16 +63,18 @@ class AutoSGLD(SGLD):
                 f'`learning_rate` must be "{AUTO}" in `AutoSGLD`. Received: '
                 f"learning_rate={learning_rate!r}. Use `SGLD(learning_rate)`."
             )
-        integrator = integrator or INTEGRATORS[0]
-        if integrator not in INTEGRATORS:
+        given = integrator
+        if given not in (None, *INTEGRATORS):
             raise ValueError(
                 f"`integrator` must be one of {INTEGRATORS} with learning_rate="
                 f'"{AUTO}": the step has to follow strengths of any size. '
-                f"Received: integrator={integrator!r}. Leave it out."
+                f"Received: integrator={given!r}. Leave it out."
             )
+        # Draws have no step; `fit` refuses where it cannot make them.
+        integrator = "exponential" if given == "exponential" else "averaged"
         if momentum is not None:
             momentum = check_number("momentum", momentum, below=1)
-        takes_momentum = integrator == INTEGRATORS[0]
+        takes_momentum = integrator == "averaged"
         default = MOMENTUM if takes_momentum else 0.0
         super().__init__(
             1.0,
@@ -81,6 +85,7 @@ class AutoSGLD(SGLD):
             **named_arguments,
         )
         self.given_momentum = momentum
+        self.given_integrator = given
 
     # The contract of a sampler.
 
@@ -91,6 +96,13 @@ class AutoSGLD(SGLD):
     def solves_quadratic(self) -> bool:  # type: ignore[override]
         """Always: its steps know the curvature of a penalty."""
         return True
+
+    @property
+    def draws_exactly(self) -> bool | None:  # type: ignore[override]
+        """As `integrator="exact"` says; `None`: `fit` chooses."""
+        if self.given_integrator is None:
+            return None
+        return self.given_integrator == "exact"
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -145,6 +157,7 @@ class AutoSGLD(SGLD):
         return super().get_config() | {
             "learning_rate": AUTO,
             "momentum": self.given_momentum,
+            "integrator": self.given_integrator,
         }
 
     # One weight.

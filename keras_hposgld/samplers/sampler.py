@@ -49,6 +49,9 @@ class Sampler(abc.ABC):
             inner objective exactly, see `with_curvature`. Defaults to `False`.
         takes_step_sizes: Whether its state holds a step size for each weight
             that somebody has to set. Defaults to `False`.
+        draws_exactly: Whether `fit` is to draw the weights of a linear model
+            from their law instead, where the training data alone are learned
+            from. `None`: where steps would not mix. Defaults to `False`.
         given_momentum: Float, the momentum that such a sampler was asked for;
             `None` (default): whoever sets the step sizes chooses it.
 
@@ -89,6 +92,7 @@ class Sampler(abc.ABC):
     scale_slots: tuple[str, ...] | None = None
     solves_quadratic: bool = False
     takes_step_sizes: bool = False
+    draws_exactly: bool | None = False
     given_momentum: float | None = None
 
     @abc.abstractmethod

@@ -61,8 +61,9 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
             `keras.optimizers.schedules.LearningRateSchedule` over inner steps.
             Defaults to `0.01`. `"auto"`, with the evidence: step sizes from
             the data, see `docs/evidence.md`; then `momentum` is by default 0.9
-            if each batch holds all examples, else 0, and `integrator` is
-            `"averaged"`, which follows strengths of any size.
+            if each batch holds all examples, else 0. `integrator` may be
+            `"averaged"`, which follows strengths of any size, or `"exact"`: no
+            steps, but draws of the weights of a linear model. `fit` chooses.
         temperature: Float `>= 0`, in the unit of the loss. Defaults to `0.0`,
             which is plain gradient descent. With a loss that is a mean over
             `n` examples, the Bayesian posterior has temperature `1 / n`.

@@ -85,6 +85,11 @@ class BilevelLearner(PosteriorLearner):
             replace(self, self.regularizer, used)
         return super().find_hyperparameters()
 
+    @property
+    def draws_exactly(self) -> bool:
+        """Whether the last `fit` has drawn the weights, without steps."""
+        return self._steps.draws is not None
+
     def _prepare(self) -> None:
         self._steps.prepare()
 

@@ -9,6 +9,7 @@ from keras_hposgld.data.epochs import in_epochs
 from keras_hposgld.data.fit_data import FitData
 from keras_hposgld.training import batch_count
 from keras_hposgld.training import density
+from keras_hposgld.training import exact_draws
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training import temperature
 from keras_hposgld.training.first_chain import FirstChain
@@ -33,6 +34,8 @@ class BilevelSteps:
         self.num_folds = learner.outer_folds or 1
         # What a `fit` changes of the sampler, as long as it lasts.
         self.settings: dict[str, float | None] = {}
+        # What draws the weights of a `fit`, where it takes no steps.
+        self.draws: exact_draws.ExactDraws | None = None
 
     def build(self, data: FitData) -> None:
         """Creates all variables for the data, and the first start."""
@@ -44,6 +47,7 @@ class BilevelSteps:
             self.prepare()
             if not learner.hypergradient.needs_outer:
                 self._begin_evidence(data)
+            self._choose_draws(data)
             if self.num_folds > 1:
                 copies.begin(self._state_of_chain())
             else:
@@ -70,7 +74,7 @@ class BilevelSteps:
         """
         learner = self.learner
         self.build(data)
-        num_steps, first = learner.hypergradient.num_steps, FirstChain()
+        num_steps, first = self.num_steps, FirstChain()
         num_outer = math.inf
         for outer in data.levels[1:]:  # none, if the training data judge
             num_outer = outer.num_known
@@ -105,9 +109,15 @@ class BilevelSteps:
                 own_callbacks=[
                     first,
                     WatchLearning(num_outer),
+                    exact_draws.SaysSo(self.draws),
                 ],
                 **arguments,
             )
+
+    @property
+    def num_steps(self) -> int:
+        """The batches of a chain."""
+        return (self.draws or self.learner.hypergradient).num_steps
 
     def prepare(self) -> None:
         """Checks a built learner, and builds what depends on its weights."""
@@ -169,12 +179,24 @@ class BilevelSteps:
             "temperature": own,
             "momentum": temperature.momentum_for(learner.sampler, level),
         }
-        if settings != self.settings:
-            self.settings = settings
+        share = temperature.share_of_step(learner.sampler, level)
+        if (settings, share) != (self.settings, learner.step_sizes.share):
+            self.settings, learner.step_sizes.share = settings, share
             learner.train_function = None  # the old one has others
         with temperature.at(learner.sampler, **settings):
             learner.outer_level.own_rules.begin(learner.model, learner.sampler)
         learner.track_for_checkpoints()
+
+    def _choose_draws(self, data: FitData) -> None:
+        """Whether the weights are drawn, which a `fit` settles anew."""
+        learner, before = self.learner, self.draws
+        self.draws = exact_draws.choose(learner, data)
+        if exact_draws.differ(before, self.draws):
+            learner.train_function = None  # the old one moves them otherwise
+            given = learner.plain_compile_arguments()
+            learner.steps_per_execution = batch_count.chains_of(
+                given.get("steps_per_execution", 1), self.num_steps
+            )
 
     def run(self, inner_batches: Any, outer_batches: Any = None) -> None:
         """One outer iteration, on the stacked batches of one chain."""
@@ -205,6 +227,7 @@ class BilevelSteps:
                 placement=learner.placement,
                 fold_copies=copies,
                 step_sizes=learner.step_sizes,
+                draws=self.draws,
             )
         learner.posterior.follow(problem.weights, skipped, learner.placement)
 

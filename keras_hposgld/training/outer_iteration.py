@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_hposgld import estimators
 from keras_hposgld.samplers import Sampler
 from keras_hposgld.training import update_guard
+from keras_hposgld.training.exact_draws import ExactDraws
 from keras_hposgld.training.folds import Folds
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import tensors
@@ -30,6 +31,7 @@ def run_outer_iteration(
     moves: bool = True,
     fold_copies: Any = (),
     step_sizes: StepSizes | None = None,
+    draws: ExactDraws | None = None,
 ) -> tf.Tensor:
     """Runs a chain, or one a fold, and a step with the hyperparameters.
 
@@ -52,46 +54,44 @@ def run_outer_iteration(
         fold_copies: List of variables: the state of the folds beside the first
             one. Empty (default): there is one chain.
         step_sizes: What renews those of the sampler, if it takes them.
+        draws: What draws the weights, where no steps are taken.
 
     Returns:
         1 if the update was skipped, else 0.
     """
     is_new = not moves or start is not problem.weights
+    num_steps = (draws or level.estimator).num_steps
 
     new_start = start if is_new else None
-    begin = functools.partial(tensors, start)
     make_chain = functools.partial(_chain, level, problem, sampler, new_start)
-    if step_sizes is not None:
+    begin = functools.partial(tensors, start)
+    if step_sizes is not None and draws is None:
         step_sizes.renew_if_due(
             sampler, placement, make_chain, begin, inner_batches
         )
     folds = Folds.of_problem(problem, sampler, level.kept, fold_copies)
     estimates = folds.run(
-        lambda *batches: placement.run_chain(
+        lambda *batches: (draws or placement).run_chain(
             level.estimator, make_chain, begin, *batches
         ),
         inner_batches,
         outer_batches,
     )
     estimate = folds.mean(estimates)
-    layer_state, metrics_state = estimate.carry
+    _, metrics_state = estimate.carry
     # Before this level's own metrics, which are among them, are updated.
     placement.assign_shares(problem.metrics_variables, metrics_state)
 
-    def move() -> None:
-        if moves:
-            assign_all(problem.weights, estimates[0].params)
-            assign_all(problem.layer_variables, layer_state)
-        for name, variables in sampler.state_variables.items():
-            assign_all(variables, estimates[0].sampler_state[name])
-        folds.move_others(estimates)
-
     # An outer number that is not finite takes nothing from the weights.
     inner, _ = update_guard.causes_of(problem, level.estimator, estimate)
-    tf.cond(update_guard.all_finite(inner), move, lambda: None)
+    tf.cond(
+        update_guard.all_finite(inner),
+        lambda: _move(problem, sampler, folds, estimates, moves),
+        lambda: None,
+    )
     iterations = sampler.keras_optimizer().iterations
     is_warm = iterations.value >= level.warmup_steps
-    last = sampler.first_step(is_new) + level.estimator.num_steps - 1
+    last = sampler.first_step(is_new) + num_steps - 1
     skipped = level.learn_from(
         *(estimate, problem, placement, sampler, last),
         only_if=is_warm if level.warmup_steps else None,
@@ -99,10 +99,27 @@ def run_outer_iteration(
     # A graph would count also a chain for which the data have run out.
     with tf.control_dependencies([skipped]):
         folds.remember(estimates, skipped)
-        iterations.assign_add(level.estimator.num_steps)
-    if step_sizes is not None:
+        iterations.assign_add(num_steps)
+    if step_sizes is not None and draws is None:
         step_sizes.see(estimate, skipped, sampler)
     return skipped
+
+
+def _move(
+    problem: KerasProblem,
+    sampler: Sampler,
+    folds: Folds,
+    estimates: list,
+    moves: bool,
+) -> None:
+    """Assigns what the chains have come to."""
+    end = estimates[0]
+    if moves:
+        assign_all(problem.weights, end.params)
+        assign_all(problem.layer_variables, end.carry[0])
+    for name, variables in sampler.state_variables.items():
+        assign_all(variables, end.sampler_state[name])
+    folds.move_others(estimates)
 
 
 def _chain(

@@ -80,6 +80,7 @@ class OwnRules:
                 tf.bitwise.invert(sampler.chain_seed),
                 tf.cast(number, tf.int64),
             ),
+            squared_errors=estimate.squared_errors,
         )
         pairs: list = []
         for owner in self.owners():

@@ -38,6 +38,8 @@ class StepSizes(keras.layers.Layer):
     """Finds step sizes, and remembers what it needs to find them again.
 
     Attributes:
+        share: Float, what a `fit` makes of the step sizes: less than 1 where
+            its batches are noisy.
         halvings: Variable: how often the learning rate was halved.
         heat: `Heat`.
     """
@@ -46,6 +48,7 @@ class StepSizes(keras.layers.Layer):
         super().__init__(name="step_sizes", trainable=False)
         self.directions = WeightCopies("step_direction")
         self.heat = Heat()
+        self.share = 1.0
         self.due = self._counter("due", "int64")
         self.renewals = self._counter("renewals")
         self.halvings = self._counter("halvings")
@@ -146,7 +149,8 @@ class StepSizes(keras.layers.Layer):
             placement.first, placement.call(of_all, inner_batches, blocks)
         )
         assign_all(self.directions.values, direction)
-        assign_all(slots, tf.unstack(curvature.step_sizes(blocks, rho)))
+        sizes = self.share * curvature.step_sizes(blocks, rho)
+        assign_all(slots, tf.unstack(sizes))
 
     def _stirred(self, seed: tf.Tensor) -> list:
         """The direction kept, and a little of a random one."""

@@ -62,6 +62,25 @@ def momentum_for(sampler: Sampler, level: Level) -> float | None:
     return None if level.batches_per_pass <= 1 else 0.0
 
 
+def share_of_step(sampler: Sampler, level: Level) -> float:
+    """What `fit` makes of the step sizes of a sampler.
+
+    The noise of minibatches heats what the loss is steepest in, at the largest
+    step that is stable by n / (2 b) times the temperature. Steps that are
+    smaller by as much leave it at about twice the temperature there, and next
+    to none elsewhere. A momentum remembers 1 / (1 - mu) steps.
+
+    Args:
+        sampler: `Sampler`.
+        level: `Level`, the training data.
+    """
+    batches = level.batches_per_pass
+    if not sampler.takes_step_sizes or batches <= 1 or math.isinf(batches):
+        return 1.0
+    momentum = sampler.given_momentum or 0.0
+    return min(1.0, 2.0 * (1.0 - momentum) / batches)
+
+
 @contextlib.contextmanager
 def at(sampler: Any, **settings: Any) -> Iterator[None]:
     """Lets a sampler have other settings for a while.
