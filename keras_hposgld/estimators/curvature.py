@@ -27,6 +27,8 @@ from keras_hposgld.core.vectors import norm
 from keras_hposgld.core.vectors import with_zeros
 from keras_hposgld.estimators.chain import Chain
 from keras_hposgld.estimators.position import Position
+from keras_hposgld.samplers.noise import fold_in
+from keras_hposgld.samplers.noise import unit_noise
 
 # A weight that the loss hardly depends on now may matter soon.
 SMALLEST_BLOCK = 1e-4  # over the largest
@@ -62,8 +64,7 @@ def largest_of_blocks(
 
     def iterate(state: tuple, index: Any) -> tuple:
         vector, total = state
-        own = tf.random.experimental.stateless_fold_in(seed, index)
-        signs = _signs(own, params)
+        signs = _signs(fold_in(seed, index), params)
         moved = _product(
             chain, params, batch, over_roots(_times(signs, vector))
         )
@@ -176,20 +177,16 @@ def _repeat(step: Callable, state: Any, number: Any, in_loop: bool) -> Any:
 
 def _draws(params: list, seed: tf.Tensor) -> list:
     return [
-        tf.random.stateless_normal(
-            param.shape,
-            tf.random.experimental.stateless_fold_in(seed, -1 - position),
-            dtype=param.dtype,
+        unit_noise(
+            param.shape, param.dtype, "gaussian", fold_in(seed, -1 - position)
         )
         for position, param in enumerate(params)
     ]
 
 
 def _signs(seed: tf.Tensor, params: list) -> list:
-    bits = tf.random.stateless_uniform(
-        [len(params)], seed, minval=0, maxval=2, dtype=tf.int32
-    )
-    signs = tf.unstack(2 * bits - 1)
+    draws = unit_noise([len(params)], tf.float32, "rademacher", seed)
+    signs = tf.unstack(draws)
     return [tf.cast(s, p.dtype) for s, p in zip(signs, params, strict=True)]
 
 

@@ -41,10 +41,9 @@ class ChainEnd(NamedTuple):
             tensor.
         slope: Function from a variable of hyperparameters to the derivative
             of the free energy, the mean over the chain.
-        position: Function from such a variable to its number among all, which
-            is the same in each process, as its name is not.
         number: Scalar integer tensor: the chains before this one.
-        seed: Integer tensor `(2,)`, of this chain alone.
+        seed_of: Function from such a variable, and an integer for what else it
+            is for, to a seed of this chain alone, an integer tensor `(2,)`.
         squared_errors: As in `estimators.Estimate`: `None`, unless the weights
             were drawn from their law given all else.
     """
@@ -53,12 +52,6 @@ class ChainEnd(NamedTuple):
     temperature: Any
     weight: Callable
     slope: Callable
-    position: Callable
     number: tf.Tensor
-    seed: tf.Tensor
+    seed_of: Callable
     squared_errors: Any = None
-
-    def seed_of(self, variable: Any, purpose: int = 0) -> tf.Tensor:
-        """A seed for a variable of hyperparameters."""
-        fold_in = tf.random.experimental.stateless_fold_in
-        return fold_in(fold_in(self.seed, self.position(variable)), purpose)

@@ -224,7 +224,8 @@ class LearnableRegularizer(
 
     @property
     def fixed_variables(self) -> list[keras.Variable]:
-        return self.variables  # the centers, too
+        # Centers and scales, too, in an order that no file changes.
+        return [v for penalty in self._kept.all for v in penalty.variables]
 
     def hyperparameter_values(self) -> dict:
         return {

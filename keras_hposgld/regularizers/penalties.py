@@ -21,17 +21,17 @@ class Penalties:
 
     def __init__(self, owner: Any):
         self.owner = owner
-        self._all: list[WeightPenalty] = []
+        self.all: list[WeightPenalty] = []
 
     @property
     def alive(self) -> list[WeightPenalty]:
         """Those of weights that there are."""
-        return [p for p in self._all if p.weight is not None]
+        return [p for p in self.all if p.weight is not None]
 
     @property
     def waiting(self) -> list[WeightPenalty]:
         """Those from a file, whose weights have not yet been seen."""
-        return [p for p in self._all if p.is_waiting]
+        return [p for p in self.all if p.is_waiting]
 
     def bind(
         self, weight: keras.Variable, address: str | None, known: set[str]
@@ -82,7 +82,7 @@ class Penalties:
                     np.asarray(value, dtype), path, "center"
                 )
         penalty = WeightPenalty(owner, path, shape, strengths, center, address)
-        self._all.append(penalty)
+        self.all.append(penalty)
         owner.built = True
         return penalty
 
@@ -111,10 +111,10 @@ class Penalties:
 
     def drop_dead(self) -> None:
         """Forgets weights that are gone, and the strengths they had."""
-        kept = [p for p in self._all if p.is_waiting or p.weight is not None]
-        if len(kept) == len(self._all):
+        kept = [p for p in self.all if p.is_waiting or p.weight is not None]
+        if len(kept) == len(self.all):
             return
-        self._all = kept
+        self.all = kept
         variables = {id(v) for penalty in kept for v in penalty.variables}
         tracked = self.owner.tracked
         for position in reversed(range(len(tracked))):
@@ -138,7 +138,7 @@ class Penalties:
     def described(self) -> list[dict]:
         """What the config of the regularizer says of them."""
         self.drop_dead()
-        return partners.described(self._all)
+        return partners.described(self.all)
 
     def add_described(self, entry: dict) -> WeightPenalty:
         """Makes a penalty that waits for the weight of such an entry."""
@@ -155,8 +155,8 @@ class Penalties:
     def write(self, store) -> None:
         """Writes the strengths into a store of Keras's."""
         self.drop_dead()
-        if self._all:
-            partners.write(store, self._all)
+        if self.all:
+            partners.write(store, self.all)
 
     def read(self, store, entries: list[dict]) -> None:
         """Reads them, those of a weight that is not yet seen as well.
@@ -167,7 +167,7 @@ class Penalties:
         number = 0
         loaded = []
         for entry in entries:
-            penalty = partners.of_entry(self._all, entry)
+            penalty = partners.of_entry(self.all, entry)
             loaded.append(penalty or self.add_described(entry))
             if entry.get("has_scale") and loaded[-1].scale is None:
                 self.add_scale(loaded[-1], 1.0)

@@ -91,11 +91,10 @@ def _renewed(penalty: Any, power: str, end: ChainEnd) -> list:
     if end.rule == "gradient":
         log_rate = update_rules.gradient(groups, usual, end.number)
     else:
-        log_rate, nu = update_rules.gibbs(groups, usual, end.seed_of(variable))
+        seeds = [end.seed_of(variable, purpose) for purpose in range(4)]
+        log_rate, nu = update_rules.gibbs(groups, usual, seeds[:2])
         if penalty.learns_scale:
-            scale = update_rules.common_scale(
-                usual, nu, end.seed_of(variable, 1)
-            )
+            scale = update_rules.common_scale(usual, nu, seeds[2:])
             pairs.append((penalty.scale, scale))
     log_rate = tf.broadcast_to(log_rate, variable.shape)
     value = _unconstrained(penalty, power, log_rate, end.temperature)

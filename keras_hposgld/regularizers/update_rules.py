@@ -25,6 +25,7 @@ Polson and Scott, "The horseshoe estimator", Biometrika 2010.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -88,27 +89,27 @@ def size_of(deviation: tf.Tensor, power: str, axes: list) -> tf.Tensor:
     return tf.reduce_sum(each, axes)
 
 
-def gibbs(groups: Groups, usual: Any, seed: tf.Tensor) -> tuple:
+def gibbs(groups: Groups, usual: Any, seeds: Sequence) -> tuple:
     """Draws nu and then r, given the weights.
 
     Args:
         groups: `Groups`.
         usual: Float or scalar tensor, r0.
-        seed: Integer tensor `(2,)`.
+        seeds: Two integer tensors `(2,)`.
 
     Returns:
         log r of each group, and nu.
     """
-    first, second = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    first, second = seeds
     rate = tf.exp(groups.log_rate)
     nu = gamma(1.0, rate + tf.cast(usual, rate.dtype), first)
     new = gamma(groups.shape + HALF, nu + groups.size, second)
     return tf.math.log(new), nu
 
 
-def common_scale(usual: Any, nu: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def common_scale(usual: Any, nu: tf.Tensor, seeds: Sequence) -> tf.Tensor:
     """Draws r0 itself, of a half-Cauchy law of scale 1, given all nu."""
-    first, second = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    first, second = seeds
     usual = tf.cast(usual, nu.dtype)
     kappa = gamma(1.0, usual + 1.0, first)
     number = nu.shape.num_elements()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.data.elements import inputs_of
@@ -221,7 +222,8 @@ class BilevelLearner(PosteriorLearner):
         if not self.hypergradient.needs_outer:
             logs.pop(self.outer_level.logs.loss.name, None)
         if self.sampler.takes_step_sizes:
-            logs["halvings"] = self.step_sizes.halvings.value
+            number = tf.convert_to_tensor(self.step_sizes.halvings.value)
+            logs["halvings"] = tf.cast(number, tf.float32)
         return logs
 
     def state(self) -> dict[str, list[keras.Variable]]:

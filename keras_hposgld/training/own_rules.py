@@ -12,6 +12,7 @@ from keras_hposgld.hyperparameters.first_weights import is_one_linear_layer
 from keras_hposgld.hyperparameters.own_rules import Beginning
 from keras_hposgld.hyperparameters.own_rules import ChainEnd
 from keras_hposgld.samplers import Sampler
+from keras_hposgld.samplers.noise import fold_in
 
 
 class OwnRules:
@@ -68,18 +69,20 @@ class OwnRules:
         }
         places = {id(v): n for n, v in enumerate(problem.hyperparameters)}
         number = level.iterations.value
+        # Apart from the noise of the weights, which is of the same seed.
+        seed = fold_in(tf.bitwise.invert(sampler.chain_seed), number)
+
+        def seed_of(variable: Any, purpose: int = 0) -> tf.Tensor:
+            # By its place: its name is another in each process.
+            return fold_in(fold_in(seed, places[id(variable)]), purpose)
+
         end = ChainEnd(
             rule=rule,
             temperature=sampler.law_temperature,
             weight=lambda weight: weights[id(weight)],
             slope=lambda variable: slopes[id(variable)],
-            position=lambda variable: places[id(variable)],
             number=number,
-            seed=tf.random.experimental.stateless_fold_in(
-                # Apart from the noise of the weights, of the same seed.
-                tf.bitwise.invert(sampler.chain_seed),
-                tf.cast(number, tf.int64),
-            ),
+            seed_of=seed_of,
             squared_errors=estimate.squared_errors,
         )
         pairs: list = []

@@ -19,6 +19,7 @@ from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.estimators import Chain
 from keras_hposgld.estimators import curvature
 from keras_hposgld.samplers import Sampler
+from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.training.heat import Heat
 from keras_hposgld.training.outer_level import assign_all
 from keras_hposgld.training.placement import Placement
@@ -112,9 +113,7 @@ class StepSizes(keras.layers.Layer):
     ) -> None:
         # Replicas can average in no loop of their own.
         in_loop = placement.num_replicas == 1
-        seed = tf.random.experimental.stateless_fold_in(
-            sampler.chain_seed, self.renewals.value
-        )
+        seed = fold_in(sampler.chain_seed, self.due.value)
 
         def chain(batches: Any) -> tuple[Chain, list, Any]:
             return make_chain(placement.average), start(), batch_at(batches, 0)

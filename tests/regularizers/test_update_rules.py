@@ -11,8 +11,9 @@ SEED = tf.constant([5, 2])
 GRID = np.linspace(-25.0, 25.0, 20001)  # of log r
 
 
-def seed(number):
-    return tf.random.experimental.stateless_fold_in(SEED, number)
+def seeds(number):
+    fold_in = tf.random.experimental.stateless_fold_in
+    return [fold_in(SEED, 2 * number), fold_in(SEED, 2 * number + 1)]
 
 
 def law_of(log_density):
@@ -35,7 +36,7 @@ def test_gibbs_draws_the_law_given_the_weights(run, shape, size):
         log_rate = tf.fill([number], tf.constant(1.0, tf.float64))
         for step in range(8):
             groups = Groups(log_rate, shape, tf.constant(size, tf.float64))
-            log_rate, _ = update_rules.gibbs(groups, usual, seed(step))
+            log_rate, _ = update_rules.gibbs(groups, usual, seeds(step))
         return log_rate
 
     found = np.asarray(run(draws))
@@ -55,7 +56,7 @@ def test_common_scale_is_drawn_given_all_groups():
     def draw(usual, number):
         for step in range(6):
             usual = update_rules.common_scale(
-                usual, nu, seed(9 * number + step)
+                usual, nu, seeds(9 * number + step)
             )
         return usual
 
