@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_hposgld.diagnostics import chain_statistics
+from keras_hposgld.core.chain_statistics import chain_statistics
 
 
 class ChainDiagnostics(keras.callbacks.Callback):
@@ -27,7 +27,8 @@ class ChainDiagnostics(keras.callbacks.Callback):
 
     Raises:
         ValueError: When training begins: if the estimator has less than 4
-            samples a chain, or if there is nothing that runs chains.
+            samples a chain or no outer losses, as `Evidence`; or if there is
+            nothing that runs chains.
 
     Example:
 
@@ -66,17 +67,18 @@ class ChainDiagnostics(keras.callbacks.Callback):
                 "`BilevelModel`. Received: learning=None and "
                 f"{self.model!r}. Pass the `LearnHyperparameters` callback."
             )
+        if not outer_level.estimator.needs_outer:
+            raise ValueError(
+                "`ChainDiagnostics` looks at the outer losses of a chain. "
+                f"Received: {outer_level.estimator!r}, which has none. Leave "
+                "the callback out: `fit` says at its end where that chain has "
+                "not mixed, and `diagnostics.two_chains` compares two."
+            )
         num_samples = getattr(outer_level.estimator, "num_samples", 0)
         if num_samples < 4:
             raise ValueError(
                 "`ChainDiagnostics` needs an estimator with at least 4 "
                 f"samples a chain. Received: {outer_level.estimator!r}."
-            )
-        if not outer_level.estimator.needs_outer:
-            raise ValueError(
-                "`ChainDiagnostics` looks at the outer losses of a chain. "
-                f"Received: {outer_level.estimator!r}, which has none. Leave "
-                "the callback out."
             )
         if not self._metrics:
             with self.model.distribute_strategy.scope():

@@ -20,6 +20,7 @@ from keras_hposgld.data.elements import as_batch
 from keras_hposgld.data.elements import as_tuples
 from keras_hposgld.data.elements import flat
 from keras_hposgld.data.elements import packed
+from keras_hposgld.data.level import first_rows
 from keras_hposgld.data.level import Level
 
 
@@ -89,9 +90,15 @@ class ArrayData(Level):
         return examples_at(indices, self)
 
     def first_batch(self):
+        return first_rows(self.examples, self.batch_size)
+
+    def some_examples(self, number):
+        if number >= self.num_examples:
+            return self.examples
+        # From all of them: the first ones may be those of one class.
+        rows = order_of_pass(self.num_examples, True, self.seed, 0)[:number]
         return tf.nest.map_structure(
-            lambda x: None if x is None else x[: self.batch_size],
-            self.examples,
+            lambda x: None if x is None else tf.gather(x, rows), self.examples
         )
 
 

@@ -79,6 +79,10 @@ class Level(abc.ABC):
     def first_batch(self) -> tuple:
         """The first batch, for building and for measuring."""
 
+    def some_examples(self, number: int) -> tuple:
+        """A batch of that many examples at most, without reading on."""
+        return first_rows(self.first_batch(), number)
+
     @abc.abstractmethod
     def chains(
         self,
@@ -100,6 +104,13 @@ class Level(abc.ABC):
     def end_mark(self) -> str:
         """What TensorFlow's error says where these data have ended."""
         return f"`{self.name}` has ended"
+
+
+def first_rows(batch: Any, number: int) -> Any:
+    """The first examples of a batch."""
+    return tf.nest.map_structure(
+        lambda part: None if part is None else part[:number], batch
+    )
 
 
 def check_same_structure(training: Level, outer: Level) -> None:

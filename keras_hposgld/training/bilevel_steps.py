@@ -108,7 +108,7 @@ class BilevelSteps:
                 shuffle=False,  # done already
                 own_callbacks=[
                     first,
-                    WatchLearning(num_outer),
+                    WatchLearning(num_outer, data.levels[0]),
                     exact_draws.SaysSo(self.draws),
                 ],
                 **arguments,

@@ -158,6 +158,22 @@ def _losses(loss: Any) -> list:
     return [keras.losses.get(part) for part in parts]
 
 
+def loss_of(learner: keras.Model) -> tuple[Any, str | None]:
+    """The loss that a learner was compiled with, if it is one.
+
+    Args:
+        learner: `BilevelModel`, compiled.
+
+    Returns:
+        `keras.losses.Loss` or a function, and its name if it is one of
+        Keras's, in lower case and without underscores; or `None` for either.
+    """
+    losses = _losses(learner.plain_compile_arguments()["loss"])
+    if len(losses) != 1:
+        return None, None
+    return losses[0], _of_keras(losses[0])
+
+
 def _of_keras(loss: Any) -> str | None:
     """The name of one of Keras's own losses, in one spelling; else `None`."""
     kind = type(loss) if isinstance(loss, keras.losses.Loss) else loss

@@ -4,9 +4,11 @@ from typing import Any
 
 import keras
 
+from keras_hposgld.data.level import Level
 from keras_hposgld.training.batch_count import CountsBatches
 from keras_hposgld.training.checks import check_learning_rate
 from keras_hposgld.training.checks import check_schedule
+from keras_hposgld.training.evidence_verdict import EvidenceVerdict
 from keras_hposgld.training.progress import lower_is_better
 from keras_hposgld.training.progress import shown_progress
 from keras_hposgld.training.verdict import Verdict
@@ -91,11 +93,13 @@ class WatchLearning(keras.callbacks.Callback):
 
     Args:
         num_examples: Number of outer examples, infinite if nobody knows.
+        level: `Level`, the training data of a `BilevelModel`; else `None`.
     """
 
-    def __init__(self, num_examples: float):
+    def __init__(self, num_examples: float, level: Level | None = None):
         super().__init__()
         self.num_examples = num_examples
+        self.level = level
 
     def on_train_begin(self, logs: Any = None) -> None:
         learner = self.model
@@ -107,9 +111,16 @@ class WatchLearning(keras.callbacks.Callback):
             "`steps_per_epoch`, smaller batches, or an estimator whose chains "
             "take fewer steps",
         )
+        self.on_evidence = None
+        if self.level is not None and not learner.hypergradient.needs_outer:
+            self.on_evidence = EvidenceVerdict(learner, self.level)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.verdict.see(logs or {})
+        if self.on_evidence is not None:
+            self.on_evidence.see()
 
     def on_train_end(self, logs: Any = None) -> None:
         self.verdict.warn()
+        if self.on_evidence is not None:
+            self.on_evidence.warn()

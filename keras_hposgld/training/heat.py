@@ -10,10 +10,14 @@ alone is ruled by chance, and by where the chain is still on its way to.
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 TOO_WARM = 1.3
 WINDOW = 50  # chains
+RECENT = 8  # windows
+FEWEST = 4  # of which something can be said
+SURELY = 4.0  # standard errors
 
 
 class Heat(keras.layers.Layer):
@@ -22,6 +26,8 @@ class Heat(keras.layers.Layer):
     Attributes:
         last: Variable: the mean over the last whole window of chains, 0 before
             the first has ended.
+        recent: Variable: the same of the last windows, in a ring.
+        windows: Variable: how many have ended.
     """
 
     def __init__(self) -> None:
@@ -29,11 +35,15 @@ class Heat(keras.layers.Layer):
         self.total = self._number("total")
         self.last = self._number("last")
         self.chains = self._number("chains", "int32")
+        self.recent = self._number("recent", shape=(RECENT,))
+        self.windows = self._number("windows", "int32")
         self.built = True
 
-    def _number(self, name: str, dtype: str = "float32") -> keras.Variable:
+    def _number(
+        self, name: str, dtype: str = "float32", shape: tuple = ()
+    ) -> keras.Variable:
         return self.add_weight(
-            shape=(),
+            shape=shape,
             initializer="zeros",
             dtype=dtype,
             trainable=False,
@@ -48,8 +58,9 @@ class Heat(keras.layers.Layer):
             skipped: 1 if its update was skipped, else 0.
 
         Returns:
-            Whether the steps are too large: a window of chains was too warm,
-            or this one came to numbers that are not finite.
+            Whether the steps are too large: the last windows of chains were
+            too warm, by more than chance, or this chain came to numbers that
+            are not finite.
         """
         ratio = _ratio(estimate)
         counts = tf.math.is_finite(ratio) & (skipped == 0)
@@ -59,13 +70,39 @@ class Heat(keras.layers.Layer):
 
         def end() -> None:
             self.last.assign(self.total / WINDOW)
+            slot = tf.one_hot(self.windows.value % RECENT, RECENT)
+            self.recent.assign(
+                tf.where(slot > 0, self.last.value, self.recent.value)
+            )
+            self.windows.assign_add(1)
             self.begin_window()
 
         tf.cond(is_whole, end, lambda: None)
-        return (skipped > 0) | (is_whole & (self.last.value > TOO_WARM))
+        return (skipped > 0) | (is_whole & self._is_hot())
+
+    def _is_hot(self) -> tf.Tensor:
+        """Whether the mean of the last windows is too warm beyond doubt."""
+        number = tf.minimum(self.windows.value, RECENT)
+        counts = tf.cast(tf.range(RECENT) < number, tf.float32)
+        size = tf.maximum(tf.cast(number, tf.float32), 2.0)
+        mean = tf.reduce_sum(counts * self.recent.value) / size
+        squares = tf.reduce_sum(counts * (self.recent.value - mean) ** 2)
+        error = tf.sqrt(squares / (size * (size - 1.0)))
+        is_known = number >= FEWEST
+        return is_known & (mean - SURELY * error > TOO_WARM)
+
+    def begin_anew(self) -> None:
+        """Forgets all windows: the steps are others now."""
+        self.windows.assign(0)
+        self.begin_window()
+
+    def recent_windows(self) -> np.ndarray:
+        """The ratios of the last windows. A single one is often chance."""
+        number = min(int(self.windows.numpy()), RECENT)
+        return np.asarray(self.recent.numpy())[:number]
 
     def begin_window(self) -> None:
-        """Forgets the chains of a window that has not ended."""
+        """Begins the next window."""
         self.total.assign(0.0)
         self.chains.assign(0)
 

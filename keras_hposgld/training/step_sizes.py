@@ -177,7 +177,7 @@ class StepSizes(keras.layers.Layer):
             self.due.assign(0)
             self.renewals.assign(0)
             self.halvings.assign_add(1)
-            self.heat.begin_window()
+            self.heat.begin_anew()
 
         tf.cond(is_hot, halve, lambda: None)
 

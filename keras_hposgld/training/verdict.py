@@ -111,8 +111,8 @@ class Verdict:
             f"{self.skipped} update{'' if is_one else 's'} of the "
             f"hyperparameters {'was' if is_one else 'were'} skipped, "
             "since a number was not finite. Received: the last time first in "
-            f"{self.outer_level.guard.cause()}. Lower the learning rate, "
-            "or clip the gradients."
+            f"{self.outer_level.guard.cause()}. Lower the learning rate"
+            + (", or clip the gradients." if self.judge == "outer" else ".")
         )
 
     def _without_gradient(self) -> str | None:
