@@ -35,6 +35,8 @@ class Hyperparameter(abc.ABC):
             by it go through no layer.
         is_quadratic: Whether it is a quadratic penalty of the weights and
             nothing else, which `SGLD(integrator="exponential")` solves exactly.
+        is_mixture: Whether it is one where the evidence is learned from, given
+            variables that `draw_latents` draws.
     """
 
     granularity: str
@@ -42,6 +44,7 @@ class Hyperparameter(abc.ABC):
     needs_outer_loss = False
     is_about_weights = False
     is_quadratic = False
+    is_mixture = False
 
     @property
     @abc.abstractmethod
@@ -144,6 +147,15 @@ class Hyperparameter(abc.ABC):
             follow the hypergradient, by the `hyper_optimizer`.
         """
         return None
+
+    def draw_latents(self, end: ChainEnd) -> None:  # noqa: B027
+        """Draws what stands beside its variables, given them and the weights.
+
+        It is called after `renewed`, whatever moved the variables.
+
+        Args:
+            end: `ChainEnd`, without slopes.
+        """
 
     def check_learning_rate(  # noqa: B027 - most have nothing to refuse
         self, learning_rate: float, scale: float | None = 1.0

@@ -94,7 +94,7 @@ class LearnableGaussianLoss(LearnableLoss):
         if self.num_targets is None:
             return None
         by_log = end.slope(self.variable) / tf.sigmoid(-self.variable.value)
-        ratio = 1.0 - by_log / self.num_targets
+        ratio = 1.0 - by_log / (self.num_targets * self.num_outputs)
         change = tf.clip_by_value(RATE * (ratio - 1.0) / 2, -FASTEST, FASTEST)
         variable = tf.convert_to_tensor(self.variable)
         log_deviation = self._log_deviation(variable) + change

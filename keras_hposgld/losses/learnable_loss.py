@@ -30,6 +30,7 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
 
     granularity = "loss"
     needs_outer_loss = True  # else it would learn to be small
+    num_outputs = 1  # of a model, that it judges with one value
 
     def __init__(
         self,

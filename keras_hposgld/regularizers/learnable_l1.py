@@ -12,6 +12,10 @@ class LearnableL1(LearnableRegularizer):
 
     Arguments: those of `LearnableRegularizer`.
 
+    With the evidence and a sampler that solves quadratic penalties, such as
+    `SGLD("auto")`, the penalty is a mixture of those while `fit` runs: the step
+    can follow any strength, and the default of `max_value` is `1e6`.
+
     Reference:
         Kim and Hospedales, AAAI 2025, equation 1.
 
@@ -30,3 +34,4 @@ class LearnableL1(LearnableRegularizer):
     """
 
     powers = ("l1",)
+    is_mixture = True

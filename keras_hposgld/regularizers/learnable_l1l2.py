@@ -13,6 +13,10 @@ class LearnableL1L2(LearnableRegularizer):
     Arguments: those of `LearnableRegularizer`; both penalties start at
     `initial_value`.
 
+    With the evidence its strengths follow the hypergradient, by the
+    `hyper_optimizer`: there is no rule for both at once. Its L1 part is a
+    mixture of quadratic penalties, as in `LearnableL1`.
+
     Reference:
         Kim and Hospedales, AAAI 2025, equation 1.
 
@@ -26,3 +30,4 @@ class LearnableL1L2(LearnableRegularizer):
     """
 
     powers = ("l1", "l2")
+    is_mixture = True

@@ -25,6 +25,7 @@ from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.hyperparameters.own_rules import Beginning
 from keras_hposgld.hyperparameters.own_rules import ChainEnd
 from keras_hposgld.hyperparameters.unconstrained import check_inside
+from keras_hposgld.regularizers import mixture
 from keras_hposgld.regularizers import partners
 from keras_hposgld.regularizers import strength_updates
 from keras_hposgld.regularizers.copies import Copies
@@ -248,13 +249,21 @@ class LearnableRegularizer(
 
     def begin_rule(self, beginning: Beginning) -> None:
         strength_updates.begin(self, beginning)
+        mixture.begin(self, beginning)
 
     def renewed(self, end: ChainEnd) -> list | None:
         return strength_updates.renewed(self, end)
 
+    def draw_latents(self, end: ChainEnd) -> None:
+        mixture.draw(self, end)
+
     def add_scale(self, penalty: WeightPenalty, value: float) -> None:
         """Makes the common scale of a weight's strengths, to be drawn."""
         self._kept.add_scale(penalty, value)
+
+    def add_mixture(self, penalty: WeightPenalty, value: Any) -> None:
+        """Makes the curvatures of a weight's mixture, to be drawn."""
+        self._kept.add_mixture(penalty, value)
 
     def saved_apart(self) -> list[tuple[str, keras.Variable]]:
         """The strengths by the places of their weights."""

@@ -107,6 +107,7 @@ def described(penalties: list[WeightPenalty]) -> list[dict]:
             "shape": list(penalty.shape),
             "dtype": penalty.variables[0].dtype,
             "has_scale": penalty.scale is not None,
+            "has_mixture": penalty.mixture is not None,
         }
         for penalty in penalties
     ]

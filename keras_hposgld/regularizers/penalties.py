@@ -88,11 +88,17 @@ class Penalties:
 
     def add_scale(self, penalty: WeightPenalty, value: float) -> None:
         """Makes the common scale of the strengths of a weight."""
+        penalty.scale = self._beside(penalty, value, "scale")
+
+    def add_mixture(self, penalty: WeightPenalty, value: Any) -> None:
+        """Makes the curvatures of a mixture, one for each entry."""
+        value = np.broadcast_to(value, penalty.shape)
+        penalty.mixture = self._beside(penalty, value, "mixture")
+
+    def _beside(self, penalty: WeightPenalty, value: Any, name: str) -> Any:
         dtype = next(iter(penalty.strengths.values())).dtype
         with tf.init_scope():
-            penalty.scale = self._variable(
-                np.asarray(value, dtype), penalty.path, "scale"
-            )
+            return self._variable(np.asarray(value, dtype), penalty.path, name)
 
     def _variable(self, value, path, name):
         *layer, weight_name = path.split("/")
@@ -148,9 +154,15 @@ class Penalties:
             entry["dtype"],
             address=entry.get("address"),
         )
-        if entry.get("has_scale"):
-            self.add_scale(penalty, 1.0)
+        self._add_others(penalty, entry)
         return penalty
+
+    def _add_others(self, penalty: WeightPenalty, entry: dict) -> None:
+        """Makes what an entry has beside strengths, if it is not there."""
+        if entry.get("has_scale") and penalty.scale is None:
+            self.add_scale(penalty, 1.0)
+        if entry.get("has_mixture") and penalty.mixture is None:
+            self.add_mixture(penalty, 0.0)
 
     def write(self, store) -> None:
         """Writes the strengths into a store of Keras's."""
@@ -169,8 +181,7 @@ class Penalties:
         for entry in entries:
             penalty = partners.of_entry(self.all, entry)
             loaded.append(penalty or self.add_described(entry))
-            if entry.get("has_scale") and loaded[-1].scale is None:
-                self.add_scale(loaded[-1], 1.0)
+            self._add_others(loaded[-1], entry)
             for variable in loaded[-1].variables:
                 variable.assign(store[str(number)])
                 number += 1

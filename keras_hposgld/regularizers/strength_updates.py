@@ -40,7 +40,7 @@ def begin(owner: Any, beginning: Beginning) -> None:
         variable = penalty.strengths[power]
         start = owner.unconstrain(owner.initial_value, variable.dtype)
         penalty.is_new = bool(np.all(variable.numpy() == np.asarray(start)))
-    if beginning.follows_any and owner.is_quadratic:
+    if beginning.follows_any and (owner.is_quadratic or owner.is_mixture):
         _widen(owner, power)
     for penalty in owner.penalties:
         penalty.pools = owner.granularity == "auto" and not beginning.is_first(

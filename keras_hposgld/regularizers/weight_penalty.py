@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hposgld.regularizers import mixture
 from keras_hposgld.regularizers.bounded_penalty import bounded_penalty
 from keras_hposgld.regularizers.normalizers import log_normalizer
 
@@ -31,12 +32,17 @@ class WeightPenalty(keras.regularizers.Regularizer):
         learns_scale: Whether that is drawn, too.
         pools: Whether the strengths of the weight are one.
         is_new: Whether they are as they were made.
+        mixture: Variable shaped like the weight, the curvatures of
+            `regularizers.mixture`, or `None`.
+        times_mixing: Integer: above 0, the L1 part is that mixture.
     """
 
     scale: keras.Variable | None = None
     learns_scale = False
     pools = False
     is_new = False
+    mixture: keras.Variable | None = None
+    times_mixing = 0
 
     def __init__(self, owner, path, shape, strengths, center, address=None):
         self.owner = owner
@@ -59,9 +65,9 @@ class WeightPenalty(keras.regularizers.Regularizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The strengths, and the center and the scale where there are some."""
-        others = [v for v in (self.center, self.scale) if v is not None]
-        return [*self.strengths.values(), *others]
+        """The strengths, and of what else there is center, scale, mixture."""
+        others = (self.center, self.scale, self.mixture)
+        return [*self.strengths.values(), *(v for v in others if v is not None)]
 
     def bind(self, weight: keras.Variable, address: str | None) -> None:
         """Becomes the regularizer of a weight."""
@@ -87,9 +93,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
     def decay(self, weight) -> tf.Tensor:
         """What a step takes of the weight, over the learning rate."""
         unconstrained = tf.convert_to_tensor(self.strengths["decay"])
-        deviation = tf.cast(weight, unconstrained.dtype)
-        if self.center is not None:
-            deviation -= tf.convert_to_tensor(self.center)
+        deviation = self.deviation(weight, unconstrained.dtype)
         if self.owner.bijector is None:
             rate = self.owner.max_value * tf.sigmoid(unconstrained)
         else:
@@ -97,10 +101,26 @@ class WeightPenalty(keras.regularizers.Regularizer):
         rate = tf.reshape(rate, self.owner.aligned(self.shape))
         return tf.cast(rate * deviation, weight.dtype)
 
-    def _penalty(self, weight, power, unconstrained):
-        deviation = tf.cast(weight, unconstrained.dtype)
+    def deviation(self, weight, dtype) -> tf.Tensor:
+        """How far a value of the weight is from the center."""
+        deviation = tf.cast(weight, dtype)
         if self.center is not None:
-            deviation -= tf.convert_to_tensor(self.center)
+            deviation -= tf.cast(self.center, dtype)
+        return deviation
+
+    def _penalty(self, weight, power, unconstrained):
+        deviation = self.deviation(weight, unconstrained.dtype)
+        if power != mixture.POWER or not self.times_mixing:
+            return self._size(deviation, power, unconstrained)
+        # The value and the derivative by the strength are those of |d|: given
+        # the weights, that is what the evidence asks for. The weights follow
+        # the quadratic alone.
+        still = tf.stop_gradient(deviation)
+        return self._size(still, power, unconstrained) + mixture.quadratic(
+            deviation, tf.convert_to_tensor(self.mixture)
+        )
+
+    def _size(self, deviation, power, unconstrained):
         if self.owner.bijector is None:
             return bounded_penalty(
                 deviation,
@@ -116,9 +136,12 @@ class WeightPenalty(keras.regularizers.Regularizer):
 
         It broadcasts against the weight.
         """
-        if "l2" not in self.strengths:
-            return None
-        return 2.0 * self._aligned_strength("l2")
+        parts = []
+        if "l2" in self.strengths:
+            parts.append(2.0 * self._aligned_strength("l2"))
+        if self.times_mixing:
+            parts.append(tf.convert_to_tensor(self.mixture))
+        return sum(parts) if parts else None
 
     def log_normalizer(self, temperature) -> tf.Tensor | None:
         """See `Hyperparameter.log_normalizer`; `None` for a decay."""

@@ -12,6 +12,7 @@ from keras_hposgld.training import density
 from keras_hposgld.training import exact_draws
 from keras_hposgld.training import keras_problem
 from keras_hposgld.training import temperature
+from keras_hposgld.training.evidence_problem import EvidenceProblem
 from keras_hposgld.training.first_chain import FirstChain
 from keras_hposgld.training.fit_watch import WatchLearning
 from keras_hposgld.training.folds import state_of_chain
@@ -45,7 +46,9 @@ class BilevelSteps:
         with learner.distribute_strategy.scope():
             keras_problem.build_on(learner, data.first_batch(), learner._weigh)
             self.prepare()
-            if not learner.hypergradient.needs_outer:
+            if learner.hypergradient.needs_outer:
+                self.settings = {}  # those of an evidence learned from before
+            else:
                 self._begin_evidence(data)
             self._choose_draws(data)
             if self.num_folds > 1:
@@ -175,9 +178,12 @@ class BilevelSteps:
         learner, level = self.learner, data.levels[0]
         own = temperature.of_posterior(learner.sampler, level)
         density.check_on_batch(learner, data.first_batch(), own is None)
+        owners = learner.find_hyperparameters()
         settings = {
             "temperature": own,
-            "momentum": temperature.momentum_for(learner.sampler, level),
+            "momentum": temperature.momentum_for(
+                learner.sampler, level, any(o.is_mixture for o in owners)
+            ),
         }
         share = temperature.share_of_step(learner.sampler, level)
         if (settings, share) != (self.settings, learner.step_sizes.share):
@@ -202,7 +208,12 @@ class BilevelSteps:
         """One outer iteration, on the stacked batches of one chain."""
         learner = self.learner
         outer_level = learner.outer_level
-        problem = keras_problem.KerasProblem(
+        mixes = (
+            not learner.hypergradient.needs_outer
+            and learner.sampler.solves_quadratic
+        )
+        kind = EvidenceProblem if mixes else keras_problem.KerasProblem
+        problem = kind(
             learner,
             learner.hyperparameters,
             keras_problem.layer_variables(learner.model),
@@ -229,6 +240,10 @@ class BilevelSteps:
                 step_sizes=learner.step_sizes,
                 draws=self.draws,
             )
+            if mixes:
+                outer_level.own_rules.draw_latents(
+                    outer_level, problem, learner.sampler
+                )
         learner.posterior.follow(problem.weights, skipped, learner.placement)
 
     def memory_estimate(self) -> MemoryEstimate:

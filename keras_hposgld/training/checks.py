@@ -87,26 +87,44 @@ def check_judged(estimator: HypergradientEstimator) -> None:
         )
 
 
-def check_learning_rate(owners: list[Hyperparameter], sampler: Sampler) -> None:
+def check_learning_rate(
+    owners: list[Hyperparameter],
+    sampler: Sampler,
+    estimator: HypergradientEstimator | None = None,
+) -> None:
     """Checks that the sampler can follow the strongest pull.
+
+    Args:
+        owners: The objects that own the hyperparameters.
+        sampler: `Sampler`.
+        estimator: `HypergradientEstimator`, where it is known.
 
     Raises:
         ValueError: If its learning rate is too large for a bound.
     """
     iterations = sampler.keras_optimizer().iterations
     rate = float(sampler.learning_rate_at(iterations, "float64"))
-    for owner in _pulling(owners, sampler):
+    for owner in _pulling(owners, sampler, estimator):
         owner.check_learning_rate(rate, sampler.largest_curvature_scale())
 
 
-def _pulling(owners: list[Hyperparameter], sampler: Sampler) -> list:
+def _pulling(owners: list, sampler: Sampler, estimator: Any) -> list:
     """Those whose pull an explicit step has to follow."""
-    exactly = sampler.solves_quadratic
-    return [owner for owner in owners if not (exactly and owner.is_quadratic)]
+    if not sampler.solves_quadratic:
+        return owners
+    has_latents = estimator is not None and not estimator.needs_outer
+    return [
+        owner
+        for owner in owners
+        if not (owner.is_quadratic or (has_latents and owner.is_mixture))
+    ]
 
 
 def check_schedule(
-    owners: list[Hyperparameter], sampler: Sampler, steps: range
+    owners: list[Hyperparameter],
+    sampler: Sampler,
+    steps: range,
+    estimator: HypergradientEstimator | None = None,
 ) -> None:
     """Checks the same for a learning rate that follows a schedule.
 
@@ -116,6 +134,7 @@ def check_schedule(
             `check_learning_rate`.
         steps: The inner steps to come. Of more than 2000 as many are looked at,
             the first and the last among them.
+        estimator: `HypergradientEstimator`, where it is known.
 
     Raises:
         ValueError: If its learning rate becomes too large for a bound.
@@ -141,7 +160,7 @@ def check_schedule(
         # One that computes with numbers, for a `fit` that runs eagerly.
         values = [float(rate_at(tf.constant(step))) for step in chosen]
     largest = int(np.argmax(values))
-    for owner in _pulling(owners, sampler):
+    for owner in _pulling(owners, sampler, estimator):
         try:
             owner.check_learning_rate(
                 float(values[largest]), sampler.largest_curvature_scale()

@@ -7,32 +7,26 @@ penalties of the weights are a prior, and L_T is a function of the weights
 alone. What can be seen to be something else is refused here.
 """
 
-import math
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_hposgld.estimators import HypergradientEstimator
 from keras_hposgld.hyperparameters.addresses import all_layers
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
+from keras_hposgld.losses.learnable_loss import LearnableLoss
 from keras_hposgld.regularizers import LearnableL2
 from keras_hposgld.training.keras_problem import layer_variables
+from keras_hposgld.training.likelihood import check_loss
+from keras_hposgld.training.likelihood import check_terms
+from keras_hposgld.training.likelihood import losses_and_outputs
+from keras_hposgld.training.likelihood import WITH_OUTER_DATA
 
-# Of Keras's own losses. In each axis but those that it sums over it is a mean.
-OVER_CLASSES = (
-    "categoricalcrossentropy",
-    "sparsecategoricalcrossentropy",
-    "kldivergence",
-)
-OF_NUMBERS = ("binarycrossentropy", "poisson")
-LIKELIHOODS = (*OVER_CLASSES, *OF_NUMBERS, "ctc")
-MEANS = ("sum_over_batch_size", "mean")
 # A batch of arrays, unless the user says so: all examples, if they are not too
 # many. Gradients without noise allow large steps and a momentum.
 LARGE_BATCH = 2048
-WITH_OUTER_DATA = 'an estimator that learns on outer data, such as "hpo_sgld"'
+AUTO = '`SGLD("auto")`'
 
 
 def refuse_outer_data(
@@ -121,65 +115,34 @@ def check_density(learner: keras.Model, owners: list[Hyperparameter]) -> None:
             f"off a part of their prior. Received: {constrained[:5]}. Leave "
             f"the constraint out, or use {WITH_OUTER_DATA}."
         )
-    _check_loss(name, **learner.plain_compile_arguments())
+    _check_constants(name, learner)
+    check_loss(name, **learner.plain_compile_arguments())
 
 
-def _check_loss(
-    name: str, loss: Any = None, loss_weights: Any = None, **others: Any
-) -> None:
-    if loss_weights is not None:
-        raise ValueError(
-            f"`loss_weights` cannot be given with `{name}`: they change the "
-            "likelihood. Received: "
-            f"loss_weights={loss_weights!r:.80}. Leave them out."
-        )
-    for part in _losses(loss):
-        if _of_keras(part) not in (*LIKELIHOODS, None):
-            raise ValueError(
-                f"`loss` must be minus a log-likelihood for `{name}`. "
-                f"Received: loss={loss!r:.80}, which says nothing of the "
-                "noise. Use `keras_hposgld.losses.LearnableGaussianLoss()` "
-                "for a regression, and a cross-entropy for classes. A loss "
-                "of your own is taken for minus the log-likelihood of an "
-                "example."
-            )
-        reduction = getattr(part, "reduction", MEANS[0])
-        if reduction not in MEANS:
-            raise ValueError(
-                f"The loss must be a mean over the batch for `{name}`, which "
-                "the temperature makes the sum over all examples of. Received: "
-                f"loss={loss!r:.80} with reduction={reduction!r}. Use "
-                f"`reduction={MEANS[0]!r}`."
-            )
+def _check_constants(name: str, learner: keras.Model) -> None:
+    """Refuses Keras's L1 where the steps are chosen without a look at it.
 
-
-def _losses(loss: Any) -> list:
-    parts = [part for part in keras.tree.flatten(loss) if part is not None]
-    return [keras.losses.get(part) for part in parts]
-
-
-def loss_of(learner: keras.Model) -> tuple[Any, str | None]:
-    """The loss that a learner was compiled with, if it is one.
-
-    Args:
-        learner: `BilevelModel`, compiled.
-
-    Returns:
-        `keras.losses.Loss` or a function, and its name if it is one of
-        Keras's, in lower case and without underscores; or `None` for either.
+    Step sizes come from second derivatives, and L1 has none. Its L2 is a prior
+    whose curvature is known; what is not learned needs no normalizer.
     """
-    losses = _losses(learner.plain_compile_arguments()["loss"])
-    if len(losses) != 1:
-        return None, None
-    return losses[0], _of_keras(losses[0])
+    held = [
+        weight.path
+        for weight in learner.trainable_variables
+        if _l1_of(weight.regularizer) > 0
+    ]
+    if held and learner.sampler.takes_step_sizes:
+        raise ValueError(
+            f"Keras's L1 cannot be followed by the steps of {AUTO} with "
+            f"`{name}`: weights would hover around zero too widely. Received: "
+            f"it as the regularizer of {held[:5]}. Use `LearnableL1` or "
+            "`LearnableL1L2`, or a small learning rate that you choose: "
+            '`SGLD(learning_rate, integrator="exponential")`.'
+        )
 
 
-def _of_keras(loss: Any) -> str | None:
-    """The name of one of Keras's own losses, in one spelling; else `None`."""
-    kind = type(loss) if isinstance(loss, keras.losses.Loss) else loss
-    if getattr(kind, "__module__", "").split(".")[0] != "keras":
-        return None
-    return kind.__name__.replace("_", "").lower()
+def _l1_of(regularizer: Any) -> float:
+    kinds = keras.regularizers.L1 | keras.regularizers.L1L2
+    return float(regularizer.l1) if isinstance(regularizer, kinds) else 0.0
 
 
 def check_on_batch(
@@ -195,7 +158,8 @@ def check_on_batch(
 
     Raises:
         ValueError: If layers draw random numbers or keep a state in training;
-            if there are several outputs; if the loss of an example is a mean.
+            if there are several losses of one output; if the loss of an
+            example is a mean.
     """
     name = type(learner.hypergradient).__name__
     x, *_ = keras.utils.unpack_x_y_sample_weight(batch)
@@ -216,31 +180,12 @@ def check_on_batch(
             'pass `layer_state="frozen"` to `compile`, which runs the model as '
             f"in inference; or use {WITH_OUTER_DATA}."
         )
-    outputs = keras.tree.flatten(y_pred)
-    losses = _losses(learner.plain_compile_arguments()["loss"])
-    if len(outputs) > 1 or len(losses) > 1:
-        raise ValueError(
-            f"`{name}` serves models with one output and one loss. Received: "
-            f"{len(outputs)} outputs and {len(losses)} losses. Use one loss "
-            f"for all, of one output; or {WITH_OUTER_DATA}."
-        )
-    number = _number_of_terms(losses, outputs[0])
-    if number > 1 and not has_temperature:
-        raise ValueError(
-            f"The loss of an example is a mean over {number} numbers, and "
-            f"`{name}` needs their sum. Received: loss={losses[0]!r:.80} and "
-            f"predictions of shape {tuple(outputs[0].shape)}. Pass the "
-            "temperature yourself: "
-            f"`SGLD(temperature=1 / (n * {number}))` for n examples."
-        )
-
-
-def _number_of_terms(losses: list, y_pred: tf.Tensor) -> int:
-    """Over how many numbers of an example one of Keras's losses is a mean."""
-    kind = _of_keras(losses[0]) if losses else None
-    if kind in OF_NUMBERS:
-        return math.prod(y_pred.shape[1:])
-    return math.prod(y_pred.shape[1:-1]) if kind in OVER_CLASSES else 1
+    pairs = losses_and_outputs(learner, y_pred)
+    for owner, _ in pairs:
+        if isinstance(owner, LearnableLoss):
+            # Whose rule has to know how many targets it judges.
+            owner.num_outputs = sum(loss is owner for loss, _ in pairs)
+    check_terms(name, pairs, has_temperature)
 
 
 def _holders(model: keras.Model, variables: list) -> str:

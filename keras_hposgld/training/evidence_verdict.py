@@ -13,8 +13,8 @@ from typing import Any
 import keras
 
 from keras_hposgld.data.level import Level
-from keras_hposgld.training import density
 from keras_hposgld.training import kept_samples
+from keras_hposgld.training import likelihood
 from keras_hposgld.training.heat import RECENT
 from keras_hposgld.training.heat import TOO_WARM
 from keras_hposgld.training.heat import WINDOW
@@ -224,8 +224,8 @@ class EvidenceVerdict:
     def _explained(
         self, rows: list, kind: Any, y: Any = None, sample_weight: Any = None
     ) -> str | None:
-        loss, name = density.loss_of(self.learner)
-        of_classes = (*density.OVER_CLASSES, "binarycrossentropy")
+        loss, name = likelihood.loss_of(self.learner)
+        of_classes = (*likelihood.OVER_CLASSES, "binarycrossentropy")
         if name not in of_classes or y is None:
             return None
         (y,) = keras.tree.flatten(y)

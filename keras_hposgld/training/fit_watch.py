@@ -83,9 +83,11 @@ class WatchLearningRate(keras.callbacks.Callback):
         steps, epochs = params.get("steps"), params.get("epochs")
         if self.is_first_epoch and steps and epochs:
             ahead = learner.steps_ahead((epochs - epoch) * steps)
-            check_schedule(owners, learner.sampler, ahead)
+            check_schedule(
+                owners, learner.sampler, ahead, learner.hypergradient
+            )
         self.is_first_epoch = False
-        check_learning_rate(owners, learner.sampler)
+        check_learning_rate(owners, learner.sampler, learner.hypergradient)
 
 
 class WatchLearning(keras.callbacks.Callback):

@@ -130,7 +130,7 @@ class OuterLevel(keras.layers.Layer):
         checks.check_owners(owners, initial_weights, self.outer_loss)
         self.hyperprior.owners = self.own_rules.owners = lambda: owners
         optimizer = sampler.keras_optimizer()
-        checks.check_learning_rate(owners, sampler)
+        checks.check_learning_rate(owners, sampler, self.estimator)
         weights = model.trainable_variables
         self._built_for.build("optimizer", optimizer, weights)
         self._built_for.build(

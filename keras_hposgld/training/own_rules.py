@@ -67,28 +67,61 @@ class OwnRules:
                 problem.hyperparameters, estimate.hypergradient, strict=True
             )
         }
-        places = {id(v): n for n, v in enumerate(problem.hyperparameters)}
-        number = level.iterations.value
-        # Apart from the noise of the weights, which is of the same seed.
-        seed = fold_in(tf.bitwise.invert(sampler.chain_seed), number)
-
-        def seed_of(variable: Any, purpose: int = 0) -> tf.Tensor:
-            # By its place: its name is another in each process.
-            return fold_in(fold_in(seed, places[id(variable)]), purpose)
-
-        end = ChainEnd(
-            rule=rule,
-            temperature=sampler.law_temperature,
+        end = _chain_end(
+            *(level, problem, sampler, rule, estimate.squared_errors),
             weight=lambda weight: weights[id(weight)],
             slope=lambda variable: slopes[id(variable)],
-            number=number,
-            seed_of=seed_of,
-            squared_errors=estimate.squared_errors,
         )
         pairs: list = []
         for owner in self.owners():
             pairs += owner.renewed(end) or []
         return pairs
+
+    def draw_latents(self, level: Any, problem: Any, sampler: Sampler) -> None:
+        """Draws what stands beside the hyperparameters, at the weights now.
+
+        Args:
+            level: `OuterLevel`, once it has learned from a chain.
+            problem: `KerasProblem`.
+            sampler: `Sampler`, at the temperature of the chain.
+        """
+        if level.estimator.needs_outer:
+            return
+        rule = getattr(level.estimator, "update", "optimizer")
+        end = _chain_end(
+            *(level, problem, sampler, rule),
+            weight=lambda weight: weight,
+            slope=lambda variable: None,
+        )
+        for owner in self.owners():
+            owner.draw_latents(end)
+
+
+def _chain_end(
+    level: Any,
+    problem: Any,
+    sampler: Sampler,
+    rule: str,
+    squared_errors: Any = None,
+    **at: Any,
+) -> ChainEnd:
+    places = {id(v): n for n, v in enumerate(problem.hyperparameters)}
+    number = level.iterations.value
+    # Apart from the noise of the weights, which is of the same seed.
+    seed = fold_in(tf.bitwise.invert(sampler.chain_seed), number)
+
+    def seed_of(variable: Any, purpose: int = 0) -> tf.Tensor:
+        # By its place: its name is another in each process.
+        return fold_in(fold_in(seed, places[id(variable)]), purpose)
+
+    return ChainEnd(
+        rule=rule,
+        temperature=sampler.law_temperature,
+        number=number,
+        seed_of=seed_of,
+        squared_errors=squared_errors,
+        **at,
+    )
 
 
 def without(renewed: Any, hyperparameters: list, hypergradient: list) -> list:

@@ -95,7 +95,13 @@ class SigmoidLogits(SoftmaxLogits):
 
 
 def kinds_of(loss: Any, y_pred: Any, output_names: Any = None) -> list[Numbers]:
-    """How to average each output, by its loss.
+    """How to average each output, by its loss; see `losses_of_outputs`."""
+    losses = losses_of_outputs(loss, y_pred, output_names)
+    return [_kind_of(one) for one in losses]
+
+
+def losses_of_outputs(loss: Any, y_pred: Any, output_names: Any = None) -> list:
+    """The loss of each output, as `compile` got it; nothing for one without.
 
     Args:
         loss: As `compile` got it: one, or a structure of them; `None` where
@@ -117,7 +123,7 @@ def kinds_of(loss: Any, y_pred: Any, output_names: Any = None) -> list[Numbers]:
         losses = keras.tree.flatten(loss)
     else:
         losses = [loss] * len(outputs)
-    return [_kind_of(one) for one, _ in zip(losses, outputs, strict=True)]
+    return [one for one, _ in zip(losses, outputs, strict=True)]
 
 
 def _kind_of(loss: Any) -> Numbers:

@@ -176,7 +176,9 @@ def hand_over(model: keras.Model, fresh: keras.Model) -> None:
         if not isinstance(copy, WeightPenalty):  # attached from outside
             owner = type(penalty.owner).from_config(penalty.owner.get_config())
             copy = owner.attach(weight)
-        for old, new in zip(penalty.variables, copy.variables, strict=True):
+        # What the evidence draws beside strengths and center comes last, and
+        # is of no use here.
+        for old, new in zip(penalty.variables, copy.variables, strict=False):
             new.assign(old)
         if penalty.center is not None:  # where training starts again
             weight.assign(penalty.center)

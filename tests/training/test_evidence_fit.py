@@ -413,19 +413,6 @@ def test_refuses_means_over_several_numbers_of_an_example():
     fit(learner(temperature=1 / 24), (x, y), epochs=1)
 
 
-def test_refuses_several_outputs():
-    inputs = keras.Input((4,))
-    outputs = [
-        L.Dense(1, kernel_regularizer=penalty())(inputs) for _ in range(2)
-    ]
-    learner = hs.BilevelModel(keras.Model(inputs, outputs))
-    loss = ["binary_crossentropy", "binary_crossentropy"]
-    learner.compile(hs.SGLD(0.02), loss, hypergradient="evidence")
-    x, y = make_data()
-    with pytest.raises(ValueError, match="2 outputs and 2 losses"):
-        fit(learner, (x, [y, y]))
-
-
 def test_refuses_diagnostics_of_outer_losses():
     with pytest.raises(ValueError, match="`ChainDiagnostics` looks at the ou"):
         fit(make_learner(), callbacks=[hs.callbacks.ChainDiagnostics()])
