@@ -26,8 +26,7 @@ class Estimate(NamedTuple):
             estimate of the derivative of the expected outer objective.
         params: Structure of tensors, where the chain ended.
         inner_loss: Scalar, mean of the inner objective over the samples,
-            each evaluated where the step to the sample began. `Evidence` makes
-            it infinite where the chain diverged.
+            each evaluated where the step to the sample began.
         outer_loss: Scalar, mean of the outer objective over the samples. `None`
             where the estimator needs no outer objective.
         standard_error: Scalar, the Monte Carlo error of the hypergradient's
@@ -52,6 +51,8 @@ class Estimate(NamedTuple):
         squared_errors: Pair of scalars: the sum of the squared errors of the
             params, and of how many targets. `None`, unless the params were
             drawn from their Gaussian law given the hyperparameters.
+        inner_range: Pair of scalars, the inner objective at the first step and
+            its largest value in the chain, or `None` likewise.
         num_steps: Scalar integer tensor: the steps that the sampler has taken,
             those of previous chains included. Set by `hypergradient`.
     """
@@ -67,6 +68,7 @@ class Estimate(NamedTuple):
     outer_losses: tf.Tensor | None = None
     sampler_state: Any = ()
     equipartition: tf.Tensor | None = None
+    inner_range: tuple | None = None
     squared_errors: Any = None
     num_steps: tf.Tensor | None = None
 

@@ -198,8 +198,15 @@ class EvidenceVerdict:
             return []
         x, *targets = self.level.some_examples(number)
         rows = kept_samples.predictions(learner, x)
-        (kind,) = kinds_for(learner, rows[0])
-        return [self._mixing(rows, kind), self._explained(rows, kind, *targets)]
+        kinds = kinds_for(learner, rows[0])
+        outputs = zip(*map(keras.tree.flatten, rows), strict=True)
+        pairs = [(list(y), k) for y, k in zip(outputs, kinds, strict=True)]
+        said = [self._mixing(y, kind) for y, kind in pairs]
+        # Of several outputs the first that has not settled says enough.
+        mixing = next((fault for fault in said if fault is not None), None)
+        if len(pairs) > 1:
+            return [mixing]
+        return [mixing, self._explained(*pairs[0], *targets)]
 
     def _mixing(self, rows: list, kind: Any) -> str | None:
         if len(rows) < FEW_SAMPLES:

@@ -5,6 +5,11 @@ weight (equipartition). Steps that are too large for the curvature, or noisy
 gradients of minibatches, make it more: the chain samples a law that is too
 wide. The mean over all entries of all weights is looked at: that of a bias
 alone is ruled by chance, and by where the chain is still on its way to.
+
+A chain that rises far above where the last ones have been has diverged, also if
+its numbers are finite still. It counts as one whose numbers are not: what it
+did to the weights could be undone by nothing. (A momentum may take it up again
+to where it came from.)
 """
 
 from typing import Any
@@ -18,6 +23,7 @@ WINDOW = 50  # chains
 RECENT = 8  # windows
 FEWEST = 4  # of which something can be said
 SURELY = 4.0  # standard errors
+FADES = 0.9  # what is left of a height, a chain later
 
 
 class Heat(keras.layers.Layer):
@@ -37,6 +43,7 @@ class Heat(keras.layers.Layer):
         self.chains = self._number("chains", "int32")
         self.recent = self._number("recent", shape=(RECENT,))
         self.windows = self._number("windows", "int32")
+        self.highest = self._number("highest")
         self.built = True
 
     def _number(
@@ -48,6 +55,25 @@ class Heat(keras.layers.Layer):
             dtype=dtype,
             trainable=False,
             name=name,
+        )
+
+    def judged(self, estimate: Any, temperature: float) -> Any:
+        """The estimate, with an infinite loss if the chain has diverged.
+
+        Args:
+            estimate: `Estimate`.
+            temperature: Float, that of the law.
+        """
+        first, peak = (tf.cast(x, tf.float32) for x in estimate.inner_range)
+        entries = sum(param.shape.num_elements() for param in estimate.params)
+        highest = tf.maximum(first, self.highest.value)
+        # Of the law itself, with tau / 2 for each entry.
+        usual = 1.0 + 10.0 * temperature * entries
+        has_diverged = peak > usual + 2.0 * tf.maximum(highest, 0.0)
+        loss = estimate.inner_loss
+        infinite = tf.constant(np.inf, loss.dtype)
+        return estimate._replace(
+            inner_loss=tf.where(has_diverged, infinite, loss)
         )
 
     def see(self, estimate: Any, skipped: tf.Tensor) -> tf.Tensor:
@@ -62,6 +88,9 @@ class Heat(keras.layers.Layer):
             too warm, by more than chance, or this chain came to numbers that
             are not finite.
         """
+        peak = tf.cast(estimate.inner_range[1], tf.float32)
+        highest = tf.maximum(FADES * self.highest.value, peak)
+        self.highest.assign(tf.where(skipped > 0, self.highest.value, highest))
         ratio = _ratio(estimate)
         counts = tf.math.is_finite(ratio) & (skipped == 0)
         self.total.assign_add(tf.where(counts, ratio, 0.0))

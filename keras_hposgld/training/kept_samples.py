@@ -41,8 +41,8 @@ def number_to_see(learner: keras.Model, steps: int, batch_size: int) -> int:
     return number if number >= FEWEST else 0
 
 
-def predictions(learner: keras.Model, x: Any) -> list[tf.Tensor]:
-    """The predictions of a model with one output, by each sample in use.
+def predictions(learner: keras.Model, x: Any) -> list:
+    """The predictions of a model, by each sample in use.
 
     Args:
         learner: `PosteriorLearner`. Without samples: by the weights as they
@@ -60,16 +60,16 @@ def predictions(learner: keras.Model, x: Any) -> list[tf.Tensor]:
     return rows
 
 
-def _predict(model: keras.Model, x: Any) -> tf.Tensor:
+def _predict(model: keras.Model, x: Any) -> Any:
     length = keras.tree.flatten(x)[0].shape[0]
     parts = []
     for first in range(0, length, PART):
         part = keras.tree.map_structure(
             lambda leaf, first=first: leaf[first : first + PART], x
         )
-        (y,) = keras.tree.flatten(model(part, training=False))
-        parts.append(posterior_average.wide(y))
-    return tf.concat(parts, axis=0)
+        y = model(part, training=False)
+        parts.append(keras.tree.map_structure(posterior_average.wide, y))
+    return keras.tree.map_structure(lambda *y: tf.concat(y, axis=0), *parts)
 
 
 class Mixing(NamedTuple):
@@ -88,7 +88,7 @@ def mixing(rows: list, kind: posterior_average.Numbers) -> Mixing:
     """Looks at what is averaged: probabilities where those are.
 
     Args:
-        rows: List, what `predictions` returned, at least 4.
+        rows: List of tensors, the predictions of one output, at least 4.
         kind: One of `posterior_average.kinds_for`.
     """
     y = tf.stack([kind.values(row[:FOR_MIXING]) for row in rows])

@@ -78,6 +78,8 @@ def run_outer_iteration(
         outer_batches,
     )
     estimate = folds.mean(estimates)
+    if step_sizes is not None:
+        estimate = step_sizes.judged(estimate, sampler)
     _, metrics_state = estimate.carry
     # Before this level's own metrics, which are among them, are updated.
     placement.assign_shares(problem.metrics_variables, metrics_state)

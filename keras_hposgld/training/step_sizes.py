@@ -157,6 +157,12 @@ class StepSizes(keras.layers.Layer):
         random = curvature.random_direction(kept, seed)
         return plus_scaled(kept, STIR / norm(random), random)
 
+    def judged(self, estimate: Any, sampler: Sampler) -> Any:
+        """The estimate, with an infinite loss if the chain has diverged."""
+        if estimate.inner_range is None:
+            return estimate
+        return self.heat.judged(estimate, sampler.law_temperature or 0.0)
+
     def see(self, estimate: Any, skipped: tf.Tensor, sampler: Sampler) -> None:
         """Takes notice of a chain; halves the learning rate if it was hot.
 

@@ -52,6 +52,7 @@ def fit(learner, x, y, chains=4, **arguments):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The hyperparameters were updated")
         warnings.filterwarnings("ignore", ".*did not move")
+        warnings.filterwarnings("ignore", "Next to nothing of the targets")
         defaults = dict(steps_per_epoch=10 * chains, verbose=0)
         return learner.fit(x, y, **(defaults | arguments))
 
@@ -168,7 +169,7 @@ def test_curvatures_are_drawn_by_their_law(size):
         weight=lambda _: tf.constant(0.7 + size * signs * [[1.0, 1.0]]),
         slope=lambda _: None,
         number=tf.constant(3),
-        seed=tf.constant([1, 2]),
+        seed_of=lambda variable, purpose=0: tf.constant([1, purpose]),
     )
     owner.draw_latents(end)
     h, rates = penalty.mixture.numpy(), strengths / TAU
@@ -189,7 +190,8 @@ def test_no_curvature_is_too_large_for_its_dtype(dtype):
     penalty = owner.attach(weight)
     owner.add_mixture(penalty, 0.0)
     end = ChainEnd(
-        "gibbs", 1e-6, lambda v: v, None, tf.constant(0), tf.constant([1, 2])
+        *("gibbs", 1e-6, lambda v: v, None, tf.constant(0)),
+        lambda variable, purpose=0: tf.constant([1, purpose]),
     )
     owner.draw_latents(end)
     h = tf.cast(penalty.mixture, tf.float32).numpy()

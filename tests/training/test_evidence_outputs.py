@@ -192,7 +192,7 @@ def test_one_noise_of_two_outputs_knows_of_both():
         *("gibbs", TAU, None),
         slope=lambda variable: 2 * 0.01 * 0.5,
         number=tf.constant(0),
-        seed=tf.constant([0, 0]),
+        seed_of=lambda variable, purpose=0: tf.constant([0, purpose]),
     )
     ((_, new),) = loss.renewed(end)
     change = tf.math.log_sigmoid(new) - tf.math.log_sigmoid(0.0)

@@ -166,6 +166,7 @@ def test_windows_are_kept_in_a_ring():
     class Estimate:
         params = [tf.zeros([2])]
         equipartition = tf.constant([0.0])
+        inner_range = (0.0, 0.0)
 
     assert len(heat.recent_windows()) == 0
     for number in range(10):
@@ -265,7 +266,9 @@ def test_one_class_is_no_failure():
 def test_noise_that_collapses():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 30)).astype("float32")
-    learner = make_learner(features=30)
+    # Steps: where the weights of such a model are drawn, so is the noise.
+    steps = hs.SGLD("auto", seed=1, integrator="averaged")
+    learner = make_learner(steps, features=30)
     said = said_by(learner, (x, x[:, :1]), chains=240, epochs=8)
     message = one(said, "noise collapses: in the last 2 of 8 epochs it fell")
     assert "With 31 weights and 20 examples" in message
