@@ -55,7 +55,7 @@ def pair_of(learner, chains, data=None, **arguments):
 def test_long_chains_agree():
     learner = make_learner()
     before = [*state(learner), *values(learner)]
-    pair = pair_of(learner, chains=300)
+    pair = pair_of(learner, chains=600)
     assert len(pair.rhat) == 2
     assert [rhat.shape for rhat in pair.rhat.values()] == [(3,), ()]
     for rhat in pair.rhat.values():
@@ -67,12 +67,12 @@ def test_long_chains_agree():
     assert np.all(ends[0] != ends[1])
     for copy in pair[2:]:
         assert copy.model is not learner.model
-        assert int(copy.outer_iterations) == 300
+        assert int(copy.outer_iterations) == 600
     assert_equal([*state(learner), *values(learner)], before)
 
 
 def test_short_chains_from_far_starts_disagree():
-    pair = pair_of(make_learner("optimizer"), chains=10)
+    pair = pair_of(make_learner("optimizer"), chains=10, factor=1000.0)
     for rhat in pair.rhat.values():
         assert rhat.min() > 1.5
     assert np.median(pair.prediction_rhat) > 1.5

@@ -174,7 +174,7 @@ class SampledEstimator(HypergradientEstimator):
                 index,
                 before,
                 after,
-                inner,
+                inner._replace(value=value),
                 outer,
                 chain.scales(after.sampler_state, index),
                 inner_batch,

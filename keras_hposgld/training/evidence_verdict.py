@@ -156,7 +156,11 @@ class EvidenceVerdict:
     def _noise_falls(self) -> str | None:
         noise, epochs = self.noises[-1], len(self.noises) - 1
         before = self.noises[-1 - epochs // 4]
-        falls = epochs >= FEWEST_EPOCHS and noise < STILL_FALLING * before
+        left = STILL_FALLING
+        if self.learner.draws_exactly:  # never at rest: 1 / sqrt(2 n) wide
+            chance = ERRORS / math.sqrt(2.0 * self.level.num_known)
+            left = min(left, math.exp(-chance))
+        falls = epochs >= FEWEST_EPOCHS and noise < left * before
         spread = self._spread()
         is_small = spread is not None and noise < NO_NOISE * spread
         weights = sum(

@@ -1,6 +1,7 @@
 """Which weights see the inputs of a model."""
 
 import keras
+import numpy as np
 import pytest
 
 from keras_hposgld.hyperparameters.first_weights import first_weights
@@ -49,7 +50,7 @@ class Subclassed(keras.Model):
 
 def test_of_a_subclassed_model_the_first_layer_counts():
     model = Subclassed()
-    model.build((None, 4))
+    model(np.ones((1, 4)))
     assert names(model) == {"one"}
 
 
