@@ -32,12 +32,15 @@ def test_gibbs_draws_the_law_given_the_weights(run, shape, size):
     density = (shape + 0.5) * GRID - r * size - np.log(r + usual)
     mean, deviation = law_of(density)
 
+    def step(index, log_rate):
+        groups = Groups(log_rate, shape, tf.constant(size, tf.float64))
+        log_rate, _ = update_rules.gibbs(groups, usual, seeds(index))
+        return index + 1, log_rate
+
     def draws():
         log_rate = tf.fill([number], tf.constant(1.0, tf.float64))
-        for step in range(8):
-            groups = Groups(log_rate, shape, tf.constant(size, tf.float64))
-            log_rate, _ = update_rules.gibbs(groups, usual, seeds(step))
-        return log_rate
+        start = (tf.constant(0), log_rate)
+        return tf.while_loop(lambda index, _: index < 8, step, start)[1]
 
     found = np.asarray(run(draws))
     error = deviation / np.sqrt(number)
