@@ -87,9 +87,8 @@ class Evidence(SampledEstimator):
 
     Raises:
         ValueError: If a number is out of range, or `update` is unknown; if the
-            sampler's temperature is
-            zero; if the problem has no `log_normalizer`, or has
-            `initial_params` or a `decay`.
+            sampler's temperature is zero; if the problem has no
+            `log_normalizer`, or has `initial_params` or a `decay`.
 
     Reference:
         MacKay, "A Practical Bayesian Framework for Backpropagation Networks",

@@ -105,9 +105,8 @@ def _groups(penalty: Any, power: str, end: ChainEnd) -> update_rules.Groups:
     log_rate = update_rules.log_rate_of(
         penalty.log_strength(power), power, end.temperature
     )
-    deviation = tf.cast(end.weight(penalty.weight), log_rate.dtype)
-    if penalty.center is not None:
-        deviation -= tf.cast(penalty.center, log_rate.dtype)
+    weight = end.weight(penalty.weight)
+    deviation = penalty.deviation(weight, log_rate.dtype)
     kept = kept_axes(penalty.owner.granularity, penalty.shape)
     if penalty.pools:
         kept, log_rate = set(), tf.reduce_mean(log_rate)

@@ -17,6 +17,7 @@ from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.losses.learnable_loss import LearnableLoss
 from keras_hposgld.regularizers import LearnableL2
+from keras_hposgld.samplers.sgld import CLIPPING
 from keras_hposgld.training.keras_problem import layer_variables
 from keras_hposgld.training.likelihood import check_loss
 from keras_hposgld.training.likelihood import check_terms
@@ -93,9 +94,9 @@ def check_density(learner: keras.Model, owners: list[Hyperparameter]) -> None:
                 f"for the noise of a regression; or {WITH_OUTER_DATA}."
             )
     clipping = [
-        name
-        for name in ("clipnorm", "clipvalue", "global_clipnorm")
-        if getattr(learner.optimizer, name, None) is not None
+        limit
+        for limit in CLIPPING
+        if getattr(learner.optimizer, limit, None) is not None
     ]
     if clipping:
         raise ValueError(
