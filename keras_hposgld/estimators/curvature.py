@@ -78,7 +78,9 @@ def largest_of_blocks(
         total += counts * tf.stack([tf.cast(x, total.dtype) for x in along])
         return [_unit(part, norm([part])) for part in moved], total
 
-    start = [_unit(part, norm([part])) for part in _draws(params, seed)]
+    start = [
+        _unit(part, norm([part])) for part in random_direction(params, seed)
+    ]
     state = (start, tf.zeros_like(blocks))
     _, total = _repeat(iterate, state, number, in_loop)
     changes = tf.maximum(tf.abs(total) / (number - number // 2), LEAST)
@@ -134,11 +136,6 @@ def step_sizes(blocks: tf.Tensor, rho: tf.Tensor) -> tf.Tensor:
     return tf.where(inverse > 0, inverse, tf.ones_like(inverse))
 
 
-def random_direction(params: list, seed: tf.Tensor) -> list:
-    """Where power iterations begin that know nothing."""
-    return _draws(params, seed)
-
-
 def _product(chain: Chain, params: list, batch: Any, vector: list) -> list:
     """H times a vector, the mean over the replicas."""
     # Of their own: one of the params may be a hyperparameter's tensor.
@@ -175,7 +172,8 @@ def _repeat(step: Callable, state: Any, number: Any, in_loop: bool) -> Any:
     return state
 
 
-def _draws(params: list, seed: tf.Tensor) -> list:
+def random_direction(params: list, seed: tf.Tensor) -> list:
+    """Where power iterations begin that know nothing."""
     return [
         unit_noise(
             param.shape, param.dtype, "gaussian", fold_in(seed, -1 - position)

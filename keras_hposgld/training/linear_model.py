@@ -103,10 +103,6 @@ class LinearModel:
             for part, weight in zip(parts, self.weights, strict=True)
         ]
 
-    def joined(self, weights: list) -> tf.Tensor:
-        """One tensor `(d, k)` from the weights."""
-        return self._rows(weights)
-
     def _rows(self, parts: list) -> tf.Tensor:
         width = self.kernel.shape[1]
         rows = [tf.reshape(tf.cast(part, DTYPE), [-1, width]) for part in parts]
