@@ -78,7 +78,8 @@ def train_plainly(model, data, batch_size, num_steps, num_chains):
     batches = ArrayData("x", data, batch_size, seed=5)
     for x, y in batches.chains(num_steps).take(num_chains):
         for step in range(num_steps):
-            model.train_on_batch(x[step], y[step])
+            place = min(step, len(x) - 1)  # one batch may serve all steps
+            model.train_on_batch(x[place], y[place])
     # What `fit` does at its end: only a moving average changes anything.
     model.optimizer.finalize_variable_values(model.trainable_variables)
     return model

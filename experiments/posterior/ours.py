@@ -11,26 +11,26 @@ import numpy as np
 import keras_hposgld as hs
 
 HIDDEN = (50, 50)
-NUM_STEPS = 4000
+NUM_STEPS = 3000
 NUM_DRAWS = 6000  # of a linear model whose weights are drawn
 NUM_SAMPLES = 64
 EPOCHS = 20
 
 
-def network(x, y, x_test, task, seed, update="gibbs"):
+def network(x, y, x_test, task, seed, update="auto"):
     """A network with a strength for each input."""
     hidden = [keras.layers.Dense(number, "tanh") for number in HIDDEN]
     return fitted(hidden, x, y, x_test, task, seed, update)
 
 
-def network_uphill(x, y, x_test, task, seed):
-    """The same, whose strengths climb the evidence."""
-    return network(x, y, x_test, task, seed, update="gradient")
+def network_drawn(x, y, x_test, task, seed):
+    """The same, whose strengths are drawn given the weights."""
+    return network(x, y, x_test, task, seed, update="gibbs")
 
 
 def linear(x, y, x_test, task, seed):
     """A linear model; the weights of a regression may be drawn."""
-    return fitted([], x, y, x_test, task, seed, "gibbs")
+    return fitted([], x, y, x_test, task, seed, "auto")
 
 
 def fitted(hidden, x, y, x_test, task, seed, update):
@@ -69,6 +69,6 @@ def fitted(hidden, x, y, x_test, task, seed, update):
 
 METHODS = {
     "evidence": network,
-    "evidence_uphill": network_uphill,
+    "evidence_gibbs": network_drawn,
     "evidence_linear": linear,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.training.placement import Placement
 
 
@@ -79,15 +80,12 @@ class OuterBuffer(tf.Module):
             place: Integer tensor: which of the chain's batches.
         """
 
-        def read(slot: Any) -> Any:
-            return tf.nest.map_structure(lambda v: tf.gather(v, place), slot)
-
         slots = self._slots()
         if len(slots) == 1:
-            return read(slots[0])
+            return batch_at(slots[0], place)
         return tf.switch_case(
             tf.cast(chain % self.num_chains, tf.int32),
-            [lambda slot=slot: read(slot) for slot in slots],
+            [lambda slot=slot: batch_at(slot, place) for slot in slots],
         )
 
     def _variables(self, batches: Any) -> Any:

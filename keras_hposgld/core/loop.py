@@ -94,7 +94,16 @@ def _pools_at_its_maximum(graph: tf.Graph) -> bool:
 
 
 def batch_at(batches: Any, index: Any) -> Any:
-    """The batch of one step, from stacked batches (or `None`)."""
-    return tf.nest.map_structure(
-        lambda x: None if x is None else tf.gather(x, index), batches
-    )
+    """The batch of one step, from stacked batches (or `None`).
+
+    A stack of a single batch serves all steps, without a copy.
+    """
+
+    def part(stack: Any) -> Any:
+        if stack is None:
+            return None
+        if stack.shape[0] == 1:
+            return tf.squeeze(stack, 0)
+        return tf.gather(stack, index)
+
+    return tf.nest.map_structure(part, batches)

@@ -77,6 +77,11 @@ class ArrayData(Level):
     def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
         # Drawn by the number of the chain: `first()`, `first() + 1`, ...
         del keeps_lengths  # all batches have one length
+        if self.num_stacked(num_steps) == 1 < num_steps:
+            stack = [tensor[None] for tensor in flat(self.examples)]
+            return tf.data.Dataset.from_tensors(
+                packed(self.examples, stack)
+            ).repeat()
         shape = (num_steps, self.batch_size)
         order = (self.num_examples, self.shuffle, self.seed)
 
@@ -88,6 +93,11 @@ class ArrayData(Level):
             draw, output_signature=tf.TensorSpec(shape, tf.int64)
         )
         return examples_at(indices, self)
+
+    def num_stacked(self, num_steps):
+        # Batches of all examples differ in their order alone.
+        is_whole = self.batch_size == self.num_examples
+        return 1 if is_whole else num_steps
 
     def first_batch(self):
         return first_rows(self.examples, self.batch_size)

@@ -220,9 +220,11 @@ class FitData:
 
     def bytes_of(self, num_steps: int) -> int:
         """The bytes of the batches of two chains: of one, and of the next."""
-        first = flat([level.first_batch() for level in self.levels])
-        batches = 2 * num_steps * self.num_folds
-        return batches * sum(np.asarray(part).nbytes for part in first)
+        return sum(
+            2 * self.num_folds * level.num_stacked(num_steps) * part.nbytes
+            for level in self.levels
+            for part in map(np.asarray, flat(level.first_batch()))
+        )
 
 
 def _split(examples, outer_data, outer_split, outer_folds, seed):

@@ -101,6 +101,10 @@ class Level(abc.ABC):
                 `padding.Padded`, not as the padded tensors alone.
         """
 
+    def num_stacked(self, num_steps: int) -> int:
+        """How many batches `chains` stacks: one, if it serves all steps."""
+        return num_steps
+
     def end_mark(self) -> str:
         """What TensorFlow's error says where these data have ended."""
         return f"`{self.name}` has ended"

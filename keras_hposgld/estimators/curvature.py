@@ -82,7 +82,7 @@ def largest_of_blocks(
         _unit(part, norm([part])) for part in random_direction(params, seed)
     ]
     state = (start, tf.zeros_like(blocks))
-    _, total = _repeat(iterate, state, number, in_loop)
+    _, total = repeat(iterate, state, number, in_loop)
     changes = tf.maximum(tf.abs(total) / (number - number // 2), LEAST)
     # Where the loss depends on no weight at all, there is nothing to find.
     changes = tf.where(tf.reduce_any(total != 0), changes, 0.0)
@@ -124,7 +124,7 @@ def largest_eigenvalue(
 
     length = norm(direction)
     start = [_unit(part, length) for part in direction]
-    direction, length = _repeat(
+    direction, length = repeat(
         iterate, (start, tf.zeros_like(length)), number, in_loop
     )
     return tf.cast(length, tf.float32), direction
@@ -164,7 +164,8 @@ def _over_roots(blocks: tf.Tensor, params: list) -> Callable:
     ]
 
 
-def _repeat(step: Callable, state: Any, number: Any, in_loop: bool) -> Any:
+def repeat(step: Callable, state: Any, number: Any, in_loop: bool) -> Any:
+    """The state after some steps, by a `tf.while_loop` or one by one."""
     if in_loop:
         return run_steps(step, state, number)
     for index in range(number):

@@ -41,7 +41,7 @@ from keras_hposgld.estimators.score import first_derivatives
 from keras_hposgld.estimators.score import law_temperature
 from keras_hposgld.estimators.step import Step
 
-RULES = ("gibbs", "gradient", "optimizer")
+RULES = ("auto", "gibbs", "gradient", "optimizer")
 
 
 class Own(NamedTuple):
@@ -78,11 +78,12 @@ class Evidence(SampledEstimator):
             before it ended.
         num_samples: Integer `>= 1`. Defaults to `10`.
         update: How a `BilevelModel` renews strengths at the end of each chain.
-            `"gibbs"` (default): they are drawn from their law given the
-            weights, under a half-Cauchy hyperprior. `"gradient"`: they climb
-            the evidence, under a Gamma hyperprior. `"optimizer"`: they follow
-            `hypergradient` by the `hyper_optimizer`, without a hyperprior; so
-            does all that has no rule of its own. In
+            `"gibbs"`: they are drawn from their law given the weights, under a
+            half-Cauchy hyperprior. `"gradient"`: they climb the evidence,
+            under a Gamma hyperprior. `"auto"` (default): the first for a model
+            of one linear layer, the second for any other. `"optimizer"`: they
+            follow `hypergradient` by the `hyper_optimizer`, without a
+            hyperprior; so does all that has no rule of its own. In
             `keras_hposgld.hypergradient` it means nothing.
 
     Raises:
@@ -126,7 +127,7 @@ class Evidence(SampledEstimator):
     copies = (3, 4)  # theta before and after, a gradient; h, three of a sample
 
     def __init__(
-        self, burn_in: int = 0, num_samples: int = 10, update: str = "gibbs"
+        self, burn_in: int = 0, num_samples: int = 10, update: str = "auto"
     ):
         self._set_lengths(burn_in, num_samples)
         self.update = check_known("update", update, RULES)

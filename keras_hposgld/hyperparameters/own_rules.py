@@ -35,7 +35,7 @@ class ChainEnd(NamedTuple):
     """What a chain has come to.
 
     Attributes:
-        rule: String, `Evidence.update`.
+        rule: String, `"gibbs"` or `"gradient"`, see `Evidence.update`.
         temperature: Float, that of the law of the weights.
         weight: Function from a weight to its value at the end of the chain, a
             tensor.

@@ -32,9 +32,9 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-# Of the gradient rule. A strength of a group moves by this in the logarithm at
-# most, and by less the longer it was learned.
-FASTEST = 0.2
+# Of the gradient rule. A strength of a group rises by this in the logarithm at
+# most, falls by three times as much, and by less the longer it was learned.
+FASTEST = 0.5
 SLOWER_AFTER = 100  # chains
 LOWEST = -3.0  # of what is followed: one large weight says little
 HALF = 0.5

@@ -35,7 +35,7 @@ from keras_hposgld.samplers.sgld import SGLD
 AUTO = "auto"
 SLOT = "step_size"
 INTEGRATORS = ("averaged", "exponential", "exact")
-MOMENTUM = 0.9
+MOMENTUM = 0.95
 
 
 @keras.saving.register_keras_serializable("keras_hposgld")

@@ -60,7 +60,7 @@ class SGLD(LangevinStep, keras.optimizers.Optimizer):
         learning_rate: Float `> 0` or a
             `keras.optimizers.schedules.LearningRateSchedule` over inner steps.
             Defaults to `0.01`. `"auto"`, with the evidence: step sizes from
-            the data, see `docs/evidence.md`; then `momentum` is by default 0.9
+            the data, see `docs/evidence.md`; then `momentum` is by default 0.95
             if each batch holds all examples, else 0. `integrator` may be
             `"averaged"`, which follows strengths of any size, or `"exact"`: no
             steps, but draws of the weights of a linear model. `fit` chooses.

@@ -97,7 +97,10 @@ class StepSizes(keras.layers.Layer):
 
         def renew() -> None:
             self._renew(sampler, placement, make_chain, start, inner_batches)
-            self.due.assign(tf.cast(iterations, tf.int64) + EVERY)
+            number = tf.cast(iterations, tf.int64)
+            # At first, when it changes most, each time that training is
+            # twice as long.
+            self.due.assign(number + tf.clip_by_value(number, 1, EVERY))
             self.renewals.assign_add(1)
 
         is_due = tf.cast(iterations, tf.int64) >= self.due.value
@@ -123,14 +126,15 @@ class StepSizes(keras.layers.Layer):
                 *chain(batches), blocks, FOR_BLOCKS, seed, in_loop
             )
 
+        def in_one_round(blocks: tf.Tensor, index: Any) -> tf.Tensor:
+            return placement.first(
+                placement.call(of_blocks, inner_batches, blocks)
+            )
+
         def found(blocks: tf.Tensor) -> tf.Tensor:
             is_new = tf.reduce_any(blocks <= 0)
             blocks = tf.where(is_new, tf.ones_like(blocks), blocks)
-            for _ in range(ROUNDS):
-                blocks = placement.first(
-                    placement.call(of_blocks, inner_batches, blocks)
-                )
-            return blocks
+            return curvature.repeat(in_one_round, blocks, ROUNDS, in_loop)
 
         def of_all(batches: Any, blocks: tf.Tensor) -> tuple:
             return curvature.largest_eigenvalue(
@@ -180,6 +184,8 @@ class StepSizes(keras.layers.Layer):
 
         def halve() -> None:
             rate.assign(0.5 * rate)
+            for velocity in sampler.state_variables.get("velocity", []):
+                velocity.assign(tf.zeros_like(velocity.value))
             self.due.assign(0)
             self.renewals.assign(0)
             self.halvings.assign_add(1)

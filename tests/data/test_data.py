@@ -100,6 +100,16 @@ def test_batch_is_no_larger_than_the_data():
     assert numbered(100, batch_size=None).batch_size == 32
 
 
+def test_a_batch_of_all_examples_is_stacked_once():
+    data = numbered(6, batch_size=6)
+    order = drawn(data, num_steps=5, num_chains=2)
+    assert order.shape == (2, 1, 6)
+    np.testing.assert_array_equal(order, np.broadcast_to(range(6), (2, 1, 6)))
+    # Two of them are in memory, of two tensors in float32.
+    assert FitData([data]).bytes_of(5) == 2 * 2 * 6 * 4
+    assert FitData([numbered(6, batch_size=5)]).bytes_of(5) == 5 * 2 * 2 * 5 * 4
+
+
 def test_dataset_is_repeated_and_cut_into_equal_batches():
     dataset = tf.data.Dataset.from_tensor_slices(
         (np.arange(10.0), np.arange(10.0))

@@ -107,6 +107,17 @@ def test_kinds_of_data_give_the_same(kind):
     assert int(learner.outer_iterations) == 6
 
 
+def test_batches_of_all_examples_give_the_same_as_a_stack_of_them():
+    # Arrays come once for all steps, a dataset once for each.
+    arrays, outer = make_arrays(24, 0), make_arrays(12, 1)
+    stacked = KINDS["dataset of batches"]
+    expected, history = learned_from(stacked(*arrays, 24), stacked(*outer, 12))
+    learner, same = learned_from((*arrays, 24), (*outer, 12))
+    for a, b in zip(learner.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+    assert same.history == history.history
+
+
 def test_epoch_of_a_sequence_is_one_pass():
     learner = make_learner()
     arrays = make_arrays(24, 0)
