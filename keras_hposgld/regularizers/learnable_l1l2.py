@@ -13,9 +13,9 @@ class LearnableL1L2(LearnableRegularizer):
     Arguments: those of `LearnableRegularizer`; both penalties start at
     `initial_value`.
 
-    With the evidence its strengths follow the hypergradient, by the
-    `hyper_optimizer`: there is no rule for both at once. Its L1 part is a
-    mixture of quadratic penalties, as in `LearnableL1`.
+    With the evidence both strengths climb it, also with `update="gibbs"`: the
+    prior of both is no law to draw them from. The L1 part is a mixture of
+    quadratic penalties, as in `LearnableL1`.
 
     Reference:
         Kim and Hospedales, AAAI 2025, equation 1.

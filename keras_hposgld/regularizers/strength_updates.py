@@ -22,8 +22,8 @@ START = 0.2
 
 
 def has_rule(owner: Any) -> bool:
-    """Whether strengths of this kind have a rule: those of one power."""
-    return owner.powers in (("l1",), ("l2",))
+    """Whether strengths of this kind have a rule: those of a prior."""
+    return set(owner.powers) <= {"l1", "l2"}
 
 
 def begin(owner: Any, beginning: Beginning) -> None:
@@ -35,60 +35,72 @@ def begin(owner: Any, beginning: Beginning) -> None:
     """
     if not has_rule(owner):
         return
-    (power,) = owner.powers
     for penalty in owner.penalties:
-        variable = penalty.strengths[power]
-        start = owner.unconstrain(owner.initial_value, variable.dtype)
-        penalty.is_new = bool(np.all(variable.numpy() == np.asarray(start)))
+        penalty.is_new = all(
+            np.all(
+                variable.numpy()
+                == np.asarray(
+                    owner.unconstrain(owner.initial_value, variable.dtype)
+                )
+            )
+            for variable in penalty.strengths.values()
+        )
     if beginning.follows_any and (owner.is_quadratic or owner.is_mixture):
-        _widen(owner, power)
+        _widen(owner)
     for penalty in owner.penalties:
         penalty.pools = owner.granularity == "auto" and not beginning.is_first(
             penalty.weight
         )
-        penalty.learns_scale = beginning.is_linear and len(penalty.shape) > 1
+        penalty.learns_scale = (
+            beginning.is_linear
+            and len(penalty.shape) > 1
+            and len(owner.powers) == 1
+        )
         if penalty.learns_scale and penalty.scale is None:
             owner.add_scale(penalty, SCALE_OF_LINEAR)
         if penalty.is_new and owner.starts_by_rule:
-            log_rate = tf.fill(
-                penalty.strengths[power].shape,
-                math.log(START * _usual_rate(penalty, power)),
-            )
-            penalty.strengths[power].assign(
-                _unconstrained(penalty, power, log_rate, beginning.temperature)
-            )
+            _start(penalty, beginning.temperature)
 
 
-def _widen(owner: Any, power: str) -> None:
+def _start(penalty: Any, tau: float) -> None:
+    """Sets all strengths of a weight to where they start."""
+    for power, variable in penalty.strengths.items():
+        start = math.log(START * _usual_rate(penalty, power))
+        log_rate = tf.fill(variable.shape, start)
+        variable.assign(_unconstrained(penalty, power, log_rate, tau))
+
+
+def _widen(owner: Any) -> None:
     """Raises a bound that nobody asked for; the strengths stay."""
     if not owner.has_default_bound or owner.max_value == MAX_VALUE:
         return
-    strengths = [owner.constrain(p.strengths[power]) for p in owner.penalties]
+    variables = [v for p in owner.penalties for v in p.strengths.values()]
+    strengths = list(map(owner.constrain, variables))
     owner.max_value = MAX_VALUE
-    for penalty, values in zip(owner.penalties, strengths, strict=True):
-        variable = penalty.strengths[power]
-        variable.assign(owner.unconstrain(values, variable.dtype))
+    for variable, value in zip(variables, strengths, strict=True):
+        variable.assign(owner.unconstrain(value, variable.dtype))
 
 
 def renewed(owner: Any, end: ChainEnd) -> list | None:
     """Pairs of a variable and its next value, see `Hyperparameter.renewed`."""
     if not has_rule(owner):
         return None
-    (power,) = owner.powers
     pairs: list = []
     for penalty in owner.penalties:
-        pairs += _renewed(penalty, power, end)
+        for power, groups in _groups(penalty, end).items():
+            pairs += _renewed(penalty, power, groups, end)
     return pairs
 
 
-def _renewed(penalty: Any, power: str, end: ChainEnd) -> list:
+def _renewed(
+    penalty: Any, power: str, groups: update_rules.Groups, end: ChainEnd
+) -> list:
     variable = penalty.strengths[power]
-    groups = _groups(penalty, power, end)
     usual = _usual_rate(penalty, power)
     if penalty.learns_scale:
         usual = tf.convert_to_tensor(penalty.scale)
     pairs = []
-    if end.rule == "gradient":
+    if end.rule == "gradient" or groups.expected is not None:
         log_rate = update_rules.gradient(groups, usual, end.number)
     else:
         seeds = [end.seed_of(variable, purpose) for purpose in range(4)]
@@ -101,20 +113,35 @@ def _renewed(penalty: Any, power: str, end: ChainEnd) -> list:
     return [(variable, value), *pairs]
 
 
-def _groups(penalty: Any, power: str, end: ChainEnd) -> update_rules.Groups:
-    log_rate = update_rules.log_rate_of(
-        penalty.log_strength(power), power, end.temperature
-    )
-    weight = end.weight(penalty.weight)
-    deviation = penalty.deviation(weight, log_rate.dtype)
+def _groups(penalty: Any, end: ChainEnd) -> dict[str, update_rules.Groups]:
+    """What the strengths of each power know of the weight."""
+    log_rates = {
+        power: update_rules.log_rate_of(
+            penalty.log_strength(power), power, end.temperature
+        )
+        for power in penalty.strengths
+    }
     kept = kept_axes(penalty.owner.granularity, penalty.shape)
     if penalty.pools:
-        kept, log_rate = set(), tf.reduce_mean(log_rate)
+        kept = set()
+        log_rates = tf.nest.map_structure(tf.reduce_mean, log_rates)
     axes = [axis for axis in range(len(penalty.shape)) if axis not in kept]
     number = math.prod(penalty.shape[axis] for axis in axes)
-    shape = number / 2 if power == "l2" else float(number)
-    size = update_rules.size_of(deviation, power, axes)
-    return update_rules.Groups(log_rate, shape, size)
+    expected = {}
+    if len(log_rates) > 1:
+        expected = update_rules.expected_sizes(log_rates)
+    groups = {}
+    for power, log_rate in log_rates.items():
+        deviation = penalty.deviation(
+            end.weight(penalty.weight), log_rate.dtype
+        )
+        groups[power] = update_rules.Groups(
+            log_rate,
+            number / 2 if power == "l2" else float(number),
+            update_rules.size_of(deviation, power, axes),
+            number * expected[power] if expected else None,
+        )
+    return groups
 
 
 def _usual_rate(penalty: Any, power: str) -> float:

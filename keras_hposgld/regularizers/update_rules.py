@@ -17,7 +17,10 @@ their laws given all else,
     nu ~ Gamma(1, r + r0),    r ~ Gamma(shape + 1/2, nu + size).
 
 `gradient` climbs the logarithm of the evidence with r ~ Gamma(1/2, 1/(2 r0)),
-by steps of the logarithm of r.
+by steps of the logarithm of r. With an L1 and an L2 penalty on one weight the
+prior is no such power of either rate. Its normalizer says by its derivative
+what r size is in the mean under the prior, which takes the place of the shape,
+see `expected_sizes`; both rates then follow the gradient.
 
 Reference: Wand et al., "Mean Field Variational Bayes for Elaborate
 Distributions", Bayesian Analysis 2011 (half-Cauchy laws as mixtures); Carvalho,
@@ -31,6 +34,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+
+from keras_hposgld.regularizers.normalizers import log_normalizer
 
 # Of the gradient rule. A strength of a group rises by this in the logarithm at
 # most, falls by three times as much, and by less the longer it was learned.
@@ -48,11 +53,14 @@ class Groups(NamedTuple):
         log_rate: Tensor, log r of each.
         shape: Float, the same for all.
         size: Tensor like `log_rate`.
+        expected: Tensor like `log_rate`, the mean of r size under the prior.
+            `None` (default): the shape.
     """
 
     log_rate: tf.Tensor
     shape: float
     size: tf.Tensor
+    expected: tf.Tensor | None = None
 
 
 def log_rate_of(log_strength: tf.Tensor, power: str, tau: Any) -> tf.Tensor:
@@ -89,6 +97,23 @@ def size_of(deviation: tf.Tensor, power: str, axes: list) -> tf.Tensor:
     return tf.reduce_sum(each, axes)
 
 
+def expected_sizes(log_rates: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The mean of r size under the prior of one weight, for each of its rates.
+
+    Args:
+        log_rates: Dictionary from `"l1"`, `"l2"` or both to log r.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(log_rates)
+        log_strengths = {
+            power: log_strength_of(log_rate, power, 1.0)
+            for power, log_rate in log_rates.items()
+        }
+        log_z = log_normalizer(log_strengths, 1.0)
+    slopes = tape.gradient(log_z, log_rates)
+    return {power: -slope for power, slope in slopes.items()}
+
+
 def gibbs(groups: Groups, usual: Any, seeds: Sequence) -> tuple:
     """Draws nu and then r, given the weights.
 
@@ -121,7 +146,8 @@ def gradient(groups: Groups, usual: Any, number: tf.Tensor) -> tf.Tensor:
     rate = tf.exp(groups.log_rate)
     usual = tf.cast(usual, rate.dtype)
     most = groups.shape + HALF
-    slope = most - (groups.size + HALF / usual) * rate
+    expected = groups.shape if groups.expected is None else groups.expected
+    slope = expected + HALF - (groups.size + HALF / usual) * rate
     age = tf.cast(number, rate.dtype) / SLOWER_AFTER
     step = FASTEST / tf.sqrt(1.0 + age)
     return groups.log_rate + step * tf.maximum(slope / most, LOWEST)

@@ -108,6 +108,23 @@ def test_weights_follow_the_posterior_under_weak_and_strong_rates(
         assert_moments(draws[:, own], w, density)
 
 
+@pytest.mark.parametrize("update", ["auto", "gibbs"])
+def test_both_strengths_of_l1l2_follow_the_weights_by_a_rule(update):
+    # An optimizer would leave them where they are: its learning rate is zero.
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(N, 3)).astype("float32")
+    y = x[:, :1] + 0.3 * rng.normal(size=(N, 1)).astype("float32")
+    owner = L1L2(granularity="input")
+    learner = make_learner(owner, inputs=3, update=update)
+    fit(learner, x, y, chains=100)
+    l1, l2 = (np.ravel(v) for v in owner.hyperparameter_values().values())
+    assert l1[1:].min() > 1.5 * l1[0] and l2[1:].min() > 1.5 * l2[0]
+    held = L1L2(granularity="input")
+    fit(make_learner(held, inputs=3, update="optimizer"), x, y, chains=20)
+    for value in held.hyperparameter_values().values():
+        np.testing.assert_array_equal(value, np.ravel(value)[0])
+
+
 def test_rates_follow_their_law_given_the_data(float64, monkeypatch):
     # Else the common scale of the rates is drawn, too.
     monkeypatch.setattr(

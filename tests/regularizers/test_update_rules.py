@@ -1,9 +1,12 @@
 """The rules by which strengths follow the weights."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_hposgld as hs
+from keras_hposgld.hyperparameters.own_rules import ChainEnd
 from keras_hposgld.regularizers import update_rules
 from keras_hposgld.regularizers.update_rules import Groups
 
@@ -97,6 +100,68 @@ def test_gradient_goes_uphill_and_stops_at_the_mode(run):
     # Uphill by half of what can be told, and downhill by no more than 1.5.
     assert first[0] == pytest.approx(0.5 * (1 - np.exp(-mode[0])))
     assert first[1] == pytest.approx(5.0 - 1.5)
+
+
+def test_sizes_that_two_rates_expect_are_those_of_quadrature(run):
+    w = np.linspace(-60.0, 60.0, 400_001)
+    for r1, r2 in ((0.3, 2.0), (4.0, 0.1), (30.0, 1e-3), (1e-3, 0.5)):
+        log_rates = {
+            power: tf.math.log(tf.constant([r], tf.float64))
+            for power, r in (("l1", r1), ("l2", r2))
+        }
+        found = run(lambda: update_rules.expected_sizes(log_rates))
+        density = np.exp(-r1 * np.abs(w) - r2 * w**2 / 2)
+        density /= density.sum()
+        expected = r1 * np.abs(w) @ density, r2 * w**2 / 2 @ density
+        for part, value in zip(found.values(), expected, strict=True):
+            np.testing.assert_allclose(part, [value], rtol=1e-4, atol=1e-7)
+    # Alone, each expects the shape of one weight.
+    alone = update_rules.expected_sizes({"l2": tf.constant([3.0])})
+    np.testing.assert_allclose(alone["l2"], [0.5], rtol=1e-6)
+
+
+def test_strengths_of_both_penalties_climb_to_their_mode(float64):
+    tau, value = 0.01, np.full([25, 2], 0.1)
+    value[::5] = 0.9
+    owner = hs.regularizers.LearnableL1L2(0.02, granularity="tensor")
+    weight = keras.Variable(value)
+    owner.attach(weight)
+
+    @tf.function(autograph=False)
+    def climb():
+        def step(number):
+            end = ChainEnd(
+                "gibbs", tau, lambda _: weight, None, number, lambda *_: SEED
+            )
+            for variable, new in owner.renewed(end):
+                variable.assign(new)
+            return number + 1
+
+        tf.while_loop(lambda n: n < 5000, step, [tf.constant(0)])
+
+    climb()
+    l1, l2 = (float(v) for v in owner.hyperparameter_values().values())
+    found = np.log([l1 / tau, 2 * l2 / tau])
+
+    number, sizes = 50, (np.abs(value).sum(), (value**2).sum() / 2)
+    usual = [update_rules.usual_rate((25, 2), p) for p in ("l1", "l2")]
+    w = np.linspace(-30.0, 30.0, 6001)
+    grid = np.linspace(-4.0, 4.0, 161)
+    log_density = np.array(
+        [
+            [
+                -number * np.log(np.exp(-a * abs(w) - b * w**2 / 2).sum())
+                - a * (sizes[0] + 0.5 / usual[0])
+                - b * (sizes[1] + 0.5 / usual[1])
+                + 0.5 * (np.log(a) + np.log(b))
+                for b in np.exp(grid)
+            ]
+            for a in np.exp(grid)
+        ]
+    )
+    best = np.unravel_index(log_density.argmax(), log_density.shape)
+    assert 0 < min(best) and max(best) < len(grid) - 1
+    np.testing.assert_allclose(found, grid[list(best)], atol=0.05)
 
 
 def test_rates_and_strengths_are_two_ways_to_say_one_thing():
