@@ -1,5 +1,7 @@
 """The rules by which strengths follow the weights."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -109,7 +111,7 @@ def test_sizes_that_two_rates_expect_are_those_of_quadrature(run):
             power: tf.math.log(tf.constant([r], tf.float64))
             for power, r in (("l1", r1), ("l2", r2))
         }
-        found = run(lambda: update_rules.expected_sizes(log_rates))
+        found = run(partial(update_rules.expected_sizes, log_rates))
         density = np.exp(-r1 * np.abs(w) - r2 * w**2 / 2)
         density /= density.sum()
         expected = r1 * np.abs(w) @ density, r2 * w**2 / 2 @ density
