@@ -20,14 +20,15 @@ class Beginning(NamedTuple):
         temperature: Float, that of the law of the weights.
         is_first: Function from a weight to whether no other one stands between
             it and the inputs of the model.
-        is_linear: Whether the weights of the model are those of one layer.
+        learns_scale: Whether the strengths of a kernel may share a scale that
+            is learned.
         follows_any: Whether the sampler can follow a quadratic penalty of any
             strength.
     """
 
     temperature: float
     is_first: Callable
-    is_linear: bool
+    learns_scale: bool
     follows_any: bool
 
 

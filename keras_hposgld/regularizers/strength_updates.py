@@ -52,7 +52,7 @@ def begin(owner: Any, beginning: Beginning) -> None:
             penalty.weight
         )
         penalty.learns_scale = (
-            beginning.is_linear
+            beginning.learns_scale
             and len(penalty.shape) > 1
             and len(owner.powers) == 1
         )

@@ -34,13 +34,17 @@ class OwnRules:
         """
         first = {id(weight) for weight in first_weights(model)}
         self.is_linear = is_one_linear_layer(model)
+        owners = self.owners()
+        has_noise = any(o.noise_deviation() is not None for o in owners)
         beginning = Beginning(
             sampler.law_temperature or 0.0,
             lambda weight: id(weight) in first,
-            self.is_linear,
+            # Beside classes that can be told apart without a fault nothing
+            # would hold a scale: the larger the weights, the better.
+            self.is_linear and has_noise,
             sampler.solves_quadratic,
         )
-        for owner in self.owners():
+        for owner in owners:
             owner.begin_rule(beginning)
 
     def renewed(

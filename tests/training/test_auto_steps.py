@@ -118,6 +118,31 @@ def test_strengths_start_where_outputs_are_of_order_one(rule):
     np.testing.assert_allclose(precision[:-1], 0.2 * usual, rtol=1e-4)
 
 
+def test_a_scale_is_learned_beside_a_noise_and_not_beside_classes():
+    # More inputs than examples: a plane parts the classes without a fault.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 60)).astype("float32")
+    y = (x[:, :1] + 0.5 * rng.normal(size=(30, 1)) > 0).astype("float32")
+    scales, logits = [], []
+    for loss in (
+        hs.losses.LearnableGaussianLoss(),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+    ):
+        model = keras.Sequential([keras.Input((60,)), L.Dense(1)])
+        learner = hs.BilevelModel(model, seed=0)
+        learner.compile(
+            hs.SGLD("auto", seed=1, integrator="averaged"),
+            loss,
+            hypergradient="evidence",
+        )
+        learner.fit(x, y, steps_per_epoch=1000, verbose=0)
+        penalty, _ = learner.find_hyperparameters()[0].penalties
+        scales.append(penalty.scale)
+        logits.append(np.abs(learner.predict(x, verbose=0)).max())
+    assert float(scales[0].numpy()) != 1.0 and scales[1] is None
+    assert logits[1] < 20.0
+
+
 def test_a_bound_that_nobody_asked_for_is_raised_and_the_strengths_stay():
     regularizer = hs.regularizers.LearnableL2(0.3)
     learner = make_learner(L.Dense(1, kernel_regularizer=regularizer))
