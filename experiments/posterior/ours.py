@@ -14,13 +14,14 @@ HIDDEN = (50, 50)
 NUM_STEPS = 3000
 NUM_DRAWS = 6000  # of a linear model whose weights are drawn
 NUM_SAMPLES = 64
+COLD = 0.3
 EPOCHS = 20
 
 
-def network(x, y, x_test, task, seed, update="auto"):
+def network(x, y, x_test, task, seed, **options):
     """A network with a strength for each input."""
     hidden = [keras.layers.Dense(number, "tanh") for number in HIDDEN]
-    return fitted(hidden, x, y, x_test, task, seed, update)
+    return fitted(hidden, x, y, x_test, task, seed, **options)
 
 
 def network_drawn(x, y, x_test, task, seed):
@@ -28,12 +29,17 @@ def network_drawn(x, y, x_test, task, seed):
     return network(x, y, x_test, task, seed, update="gibbs")
 
 
+def network_cold(x, y, x_test, task, seed):
+    """The same as the first, at less than the temperature of the posterior."""
+    return network(x, y, x_test, task, seed, temperature=COLD / len(x))
+
+
 def linear(x, y, x_test, task, seed):
     """A linear model; the weights of a regression may be drawn."""
-    return fitted([], x, y, x_test, task, seed, "auto")
+    return fitted([], x, y, x_test, task, seed)
 
 
-def fitted(hidden, x, y, x_test, task, seed, update):
+def fitted(hidden, x, y, x_test, task, seed, update="auto", temperature=0.0):
     keras.utils.set_random_seed(seed)
     is_regression = task == "regression"
     number = 1 if is_regression else len(np.unique(y))
@@ -42,7 +48,7 @@ def fitted(hidden, x, y, x_test, task, seed, update):
     )
     learner = hs.BilevelModel(model, seed=seed)
     learner.compile(
-        hs.SGLD("auto", seed=seed),
+        hs.SGLD("auto", temperature, seed=seed),
         hs.losses.LearnableGaussianLoss()
         if is_regression
         else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -70,5 +76,6 @@ def fitted(hidden, x, y, x_test, task, seed, update):
 METHODS = {
     "evidence": network,
     "evidence_gibbs": network_drawn,
+    "evidence_cold": network_cold,
     "evidence_linear": linear,
 }
