@@ -98,6 +98,7 @@ def main(arguments=None):
     parser.add_argument("--splits", type=int, help="at most, of each set")
     parser.add_argument("--limit", type=float, default=300.0, help="a fit")
     parser.add_argument("--tables", action="store_true", help="compute nothing")
+    parser.add_argument("--markdown", action="store_true", help="more tables")
     arguments = parser.parse_args(arguments)
     if not arguments.tables:
         compute_all(arguments)
@@ -106,6 +107,9 @@ def main(arguments=None):
         tables.show_set([r for r in rows if r["set"] == name])
     if rows:
         tables.show_summary(rows)
+    if arguments.markdown:
+        for measure in tables.MEASURES:
+            tables.show_markdown(rows, measure)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from keras_hposgld.training.batch_count import chains_of
 from keras_hposgld.training.bilevel_learner import BilevelLearner
 from keras_hposgld.training.checks import check_fit
 from keras_hposgld.training.checks import given_or_default
+from keras_hposgld.training.refit import check_optimizer
 from keras_hposgld.training.refit import refit_after
 
 STARTS = ("continue", "initial")
@@ -243,7 +244,8 @@ class BilevelModel(BilevelLearner):
         Raises:
             ValueError: If outer data are missing, given twice, empty, or of
                 another structure than the training data; if `refit=True` and
-                they cannot be joined with those; if `outer_folds` are out of
+                they cannot be joined with those, or the sampler is
+                `SGLD("auto")`; if `outer_folds` are out of
                 range or do not go with another argument.
             RuntimeError: If `compile` was not called, or if
                 `max_skipped_updates` updates in a row were skipped because a
@@ -272,6 +274,8 @@ class BilevelModel(BilevelLearner):
             shuffle=shuffle,
             **levels,
         )
+        if is_refit:
+            check_optimizer(self.sampler)
         arguments = keras_arguments | dict(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,

@@ -12,6 +12,8 @@ import keras_hposgld as hs
 
 HIDDEN = (50, 50)
 NUM_STEPS = 3000
+MANY_STEPS = 8000  # of a network with few examples, where steps are cheap
+FEW = 1000
 NUM_DRAWS = 6000  # of a linear model whose weights are drawn
 NUM_SAMPLES = 64
 COLD = 0.3
@@ -56,7 +58,9 @@ def fitted(hidden, x, y, x_test, task, seed, update="auto", temperature=0.0):
         posterior_samples=NUM_SAMPLES,
         steps_per_execution=100,
     )
-    steps = NUM_STEPS if hidden else NUM_DRAWS
+    steps = NUM_DRAWS
+    if hidden:
+        steps = MANY_STEPS if len(x) < FEW else NUM_STEPS
     learner.fit(
         *(x, y[:, None] if is_regression else y),
         epochs=EPOCHS,

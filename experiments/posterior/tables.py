@@ -103,6 +103,29 @@ def mean_ranks(rows, measure):
     return {name: (np.mean(r), len(r)) for name, r in ranks.items()}
 
 
+def show_markdown(rows, measure):
+    """Prints a table of means over all splits, a line for each set.
+
+    Behind a mean is the number of its splits, where it differs from that of
+    the first method. The best of a line is bold.
+    """
+    methods = names_of(complete(rows), "method")
+    print(f"\n| {measure} | splits | " + " | ".join(methods) + " |")
+    print("| --- |" + " ---: |" * (len(methods) + 1))
+    for name, found in values(rows, measure).items():
+        means = {m: np.mean(list(found[m].values())) for m in found}
+        number = len(next(iter(found.values())))
+        cells = []
+        for method in methods:
+            cell = f"{means[method]:.3g}" if method in found else ""
+            if method in found and means[method] == min(means.values()):
+                cell = f"**{cell}**"
+            if method in found and len(found[method]) != number:
+                cell += f" ({len(found[method])})"
+            cells.append(cell)
+        print(f"| {name} | {number} | " + " | ".join(cells) + " |")
+
+
 def show_summary(rows):
     """Prints who is ahead of whom, and the mean ranks of each task."""
     methods = names_of(complete(rows), "method")

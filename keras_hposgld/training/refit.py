@@ -18,6 +18,25 @@ from keras_hposgld.training.export import clone
 from keras_hposgld.training.export import copy_weights
 
 
+def check_optimizer(sampler: Any, optimizer: Any = None) -> None:
+    """Checks that fresh weights can be trained with what there is.
+
+    Args:
+        sampler: `Sampler` of the learner.
+        optimizer: Keras optimizer, or `None` for the sampler.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    if optimizer is None and sampler.takes_step_sizes:
+        raise ValueError(
+            "A refit needs an optimizer of its own: the steps of "
+            '`SGLD("auto")` are those of a chain of samples. Received: '
+            "optimizer=None. Call `fit` without `refit=True`, and then "
+            "`learner.refit(x, y, optimizer=keras.optimizers.Adam())`."
+        )
+
+
 def refit(
     learner: Any, optimizer: Any, x: Any, y: Any, **fit_arguments: Any
 ) -> keras.callbacks.History:
@@ -32,6 +51,7 @@ def refit(
         y: Likewise.
         **fit_arguments: Likewise.
     """
+    check_optimizer(learner.sampler, optimizer)
     model = learner.model
     learner.find_hyperparameters()
     fresh = fresh_copy(model)

@@ -174,6 +174,25 @@ def test_who_is_ahead_is_asked_on_shared_splits(load):
     assert tables.mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
 
 
+def test_a_line_of_the_page_says_how_many_splits_it_is_of(load, capsys):
+    tables = load("posterior.tables")
+    rows = [
+        dict(set="a", split=split, method=method, error=error, nll=0.0)
+        for split, method, error in (
+            (0, "one", 1.0),
+            (1, "one", 2.0),
+            (0, "other", 1.2345),
+        )
+    ]
+    tables.show_markdown(rows, "error")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines == [
+        "| error | splits | one | other |",
+        "| --- | ---: | ---: | ---: |",
+        "| a | 2 | 1.5 | **1.23** (1) |",
+    ]
+
+
 def test_command_resumes(load, monkeypatch, tmp_path, capsys):
     evidence, out = load("evidence"), tmp_path / "rows.csv"
     calls = []

@@ -324,6 +324,27 @@ def test_refuses_clipping():
         make_learner(optimizer=hs.SGLD("auto", clipnorm=1.0))
 
 
+def test_a_refit_needs_an_optimizer_of_its_own(monkeypatch):
+    learner = make_learner()
+    steps = type(learner._steps)
+    with monkeypatch.context() as patch:
+        patch.delattr(steps, "fit")  # refused before anything is trained
+        with pytest.raises(ValueError, match="A refit needs an optimizer"):
+            fit(learner, refit=True)
+    fit(learner, epochs=1)
+    with pytest.raises(ValueError, match="A refit needs an optimizer"):
+        learner.refit(*make_data())
+    learned = values(learner)
+    adam = keras.optimizers.Adam(0.01)
+    learner.refit(*make_data(), optimizer=adam, epochs=100, verbose=0)
+    assert_equal(values(learner), learned)
+    x, y = make_data()
+    error = np.sqrt(np.mean((learner.predict(x, verbose=0) - y) ** 2))
+    assert error < 0.9 * y.std()
+    with pytest.raises(RuntimeError, match="compile"):
+        hs.BilevelModel(make_model()).fit(x, y, outer_split=0.2, refit=True)
+
+
 def test_an_optimizer_is_needed_with_outer_data():
     learner = hs.BilevelModel(make_model())
     with pytest.raises(TypeError, match="`optimizer` must be given"):
