@@ -262,9 +262,10 @@ class BilevelModel(BilevelLearner):
         )
         folds = self.folds_of_fit(outer_data, outer_split, outer_folds)
         is_refit = bool(folds) if refit is None else refit
-        everything = (
-            self.everything_of(examples, **levels) if is_refit else None
-        )
+        everything = None
+        if is_refit:
+            check_optimizer(self)
+            everything = self.everything_of(examples, **levels)
         data = self.data_of_fit(
             examples,
             outer_split=outer_split,
@@ -274,8 +275,6 @@ class BilevelModel(BilevelLearner):
             shuffle=shuffle,
             **levels,
         )
-        if is_refit:
-            check_optimizer(self.sampler)
         arguments = keras_arguments | dict(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,

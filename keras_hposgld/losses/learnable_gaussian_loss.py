@@ -3,10 +3,10 @@
 import math
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.hyperparameters import bijectors
+from keras_hposgld.hyperparameters import half_cauchy
 from keras_hposgld.hyperparameters.own_rules import ChainEnd
 from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
@@ -103,21 +103,15 @@ class LearnableGaussianLoss(LearnableLoss):
     def _drawn(self, end: ChainEnd) -> tf.Tensor:
         """A draw of the variable, with a half-Cauchy prior of sigma.
 
-        Its scale a is `initial_value`. With p = 1 / sigma^2 it is the mixture
-        p | nu ~ Gamma(1/2, nu), nu ~ Gamma(1/2, 1/a^2). A prior that is flat in
-        log sigma would be none: with more inputs than examples the noise would
-        go to zero.
+        Its scale is `initial_value`. A prior that is flat in log sigma would be
+        none: with more inputs than examples the noise would go to zero.
         """
         total, number = end.squared_errors
         variable = tf.cast(self.variable, total.dtype)
         precision = tf.exp(-2.0 * self._log_deviation(variable))
-        nu = _gamma(
-            tf.ones([], total.dtype),
-            precision + self.initial_value**-2,
-            end.seed_of(self.variable),
-        )
-        precision = _gamma(
-            (number + 1.0) / 2, nu + total / 2, end.seed_of(self.variable, 1)
+        seeds = [end.seed_of(self.variable, purpose) for purpose in range(2)]
+        precision, _ = half_cauchy.draw(
+            *(precision, self.initial_value**-2, number / 2, total / 2, seeds)
         )
         log_deviation = -0.5 * tf.math.log(precision)
         new = self._unconstrained(log_deviation)
@@ -159,7 +153,3 @@ class LearnableGaussianLoss(LearnableLoss):
         }
         del config["from_logits"]  # it is for classification
         return config
-
-
-def _gamma(shape: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    return tfp.distributions.Gamma(shape, rate).sample(seed=seed)

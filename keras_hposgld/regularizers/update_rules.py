@@ -10,11 +10,9 @@ of a rate r that is the strength over tau:
     L1    r = s / tau                     shape H      size sum |w|
 
 A hyperprior says how large a rate may be. `gibbs` takes that of a half-Cauchy
-scale, r | nu ~ Gamma(1/2, nu) and nu ~ Gamma(1/2, r0): heavy tails to both
-sides, so that a group may be of no use or of great use. Both are drawn from
-their laws given all else,
-
-    nu ~ Gamma(1, r + r0),    r ~ Gamma(shape + 1/2, nu + size).
+scale, see `hyperparameters.half_cauchy`: heavy tails to both sides, so that a
+group may be of no use or of great use. The rate is drawn from its law given the
+weights.
 
 `gradient` climbs the logarithm of the evidence with r ~ Gamma(1/2, 1/(2 r0)),
 by steps of the logarithm of r. With an L1 and an L2 penalty on one weight the
@@ -22,9 +20,8 @@ prior is no such power of either rate. Its normalizer says by its derivative
 what r size is in the mean under the prior, which takes the place of the shape,
 see `expected_sizes`; both rates then follow the gradient.
 
-Reference: Wand et al., "Mean Field Variational Bayes for Elaborate
-Distributions", Bayesian Analysis 2011 (half-Cauchy laws as mixtures); Carvalho,
-Polson and Scott, "The horseshoe estimator", Biometrika 2010.
+Reference: Carvalho, Polson and Scott, "The horseshoe estimator", Biometrika
+2010.
 """
 
 import math
@@ -33,8 +30,10 @@ from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
+from keras_hposgld.hyperparameters import half_cauchy
+from keras_hposgld.hyperparameters.half_cauchy import gamma
+from keras_hposgld.hyperparameters.half_cauchy import HALF
 from keras_hposgld.regularizers.normalizers import log_normalizer
 
 # Of the gradient rule. A strength of a group rises by this in the logarithm at
@@ -42,8 +41,6 @@ from keras_hposgld.regularizers.normalizers import log_normalizer
 FASTEST = 0.5
 SLOWER_AFTER = 100  # chains
 LOWEST = -3.0  # of what is followed: one large weight says little
-HALF = 0.5
-SMALLEST = 1e-30  # a draw whose logarithm is finite
 
 
 class Groups(NamedTuple):
@@ -125,10 +122,8 @@ def gibbs(groups: Groups, usual: Any, seeds: Sequence) -> tuple:
     Returns:
         log r of each group, and nu.
     """
-    first, second = seeds
     rate = tf.exp(groups.log_rate)
-    nu = gamma(1.0, rate + tf.cast(usual, rate.dtype), first)
-    new = gamma(groups.shape + HALF, nu + groups.size, second)
+    new, nu = half_cauchy.draw(rate, usual, groups.shape, groups.size, seeds)
     return tf.math.log(new), nu
 
 
@@ -151,9 +146,3 @@ def gradient(groups: Groups, usual: Any, number: tf.Tensor) -> tf.Tensor:
     age = tf.cast(number, rate.dtype) / SLOWER_AFTER
     step = FASTEST / tf.sqrt(1.0 + age)
     return groups.log_rate + step * tf.maximum(slope / most, LOWEST)
-
-
-def gamma(shape: Any, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws of Gamma laws with one shape and several rates, never zero."""
-    law = tfp.distributions.Gamma(tf.cast(shape, rate.dtype), rate)
-    return tf.maximum(law.sample(seed=seed), SMALLEST)

@@ -18,17 +18,18 @@ from keras_hposgld.training.export import clone
 from keras_hposgld.training.export import copy_weights
 
 
-def check_optimizer(sampler: Any, optimizer: Any = None) -> None:
+def check_optimizer(learner: Any, optimizer: Any = None) -> None:
     """Checks that fresh weights can be trained with what there is.
 
     Args:
-        sampler: `Sampler` of the learner.
-        optimizer: Keras optimizer, or `None` for the sampler.
+        learner: `BilevelModel`. One that is not compiled is refused later.
+        optimizer: Keras optimizer, or `None` for its sampler.
 
     Raises:
         ValueError: If they cannot.
     """
-    if optimizer is None and sampler.takes_step_sizes:
+    sampler = getattr(learner, "sampler", None)
+    if optimizer is None and getattr(sampler, "takes_step_sizes", False):
         raise ValueError(
             "A refit needs an optimizer of its own: the steps of "
             '`SGLD("auto")` are those of a chain of samples. Received: '
@@ -51,7 +52,7 @@ def refit(
         y: Likewise.
         **fit_arguments: Likewise.
     """
-    check_optimizer(learner.sampler, optimizer)
+    check_optimizer(learner, optimizer)
     model = learner.model
     learner.find_hyperparameters()
     fresh = fresh_copy(model)
