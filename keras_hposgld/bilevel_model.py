@@ -198,7 +198,8 @@ class BilevelModel(BilevelLearner):
                 targets: a `tf.data.Dataset` (of batches, or of single
                 examples), a `keras.utils.PyDataset` or a generator.
             batch_size: As in Keras; of arrays, by default, 32 examples, or with
-                the evidence all of them, 2048 at most.
+                the evidence all of them, 2048 at most, or 10 000 of a table
+                of at most 300 000 numbers.
             outer_data: `(x, y)`, `(x, y, sample_weight)` or an object of the
                 same kinds: the outer level. With `"evidence"` there is none,
                 and none may be given, by whatever argument.

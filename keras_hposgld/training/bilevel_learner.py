@@ -173,7 +173,9 @@ class BilevelLearner(PosteriorLearner):
                 outer_folds=outer_folds,
                 outer_batch_size=arguments["outer_batch_size"],
             )
-            arguments["default_batch_size"] = density.LARGE_BATCH
+            arguments["default_batch_size"] = density.default_batch_size(
+                examples[0]
+            )
         return FitData.from_fit(
             examples,
             outer_data=outer_data,

@@ -7,6 +7,8 @@ penalties of the weights are a prior, and L_T is a function of the weights
 alone. What can be seen to be something else is refused here.
 """
 
+import itertools
+import math
 from typing import Any
 
 import keras
@@ -27,7 +29,24 @@ from keras_hposgld.training.likelihood import WITH_OUTER_DATA
 # A batch of arrays, unless the user says so: all examples, if they are not too
 # many. Gradients without noise allow large steps and a momentum.
 LARGE_BATCH = 2048
+LARGEST_BATCH = 10_000  # of examples with few numbers each, as in a table
+NUMBERS = 300_000  # of its inputs
 AUTO = '`SGLD("auto")`'
+
+
+def default_batch_size(x: Any) -> int:
+    """How many examples a batch of arrays has at most, by their size.
+
+    Args:
+        x: Structure of arrays, or what yields batches.
+    """
+    shapes = [
+        tuple(getattr(leaf, "shape", ())) for leaf in keras.tree.flatten(x)
+    ]
+    if not all(shapes) or None in itertools.chain(*shapes):
+        return LARGE_BATCH
+    is_table = sum(map(math.prod, shapes)) <= NUMBERS
+    return LARGEST_BATCH if is_table else LARGE_BATCH
 
 
 def refuse_outer_data(

@@ -9,6 +9,7 @@ from builders import state
 from builders import values
 
 import keras_hposgld as hs
+from keras_hposgld.training import density
 
 L = keras.layers
 N = 60
@@ -200,6 +201,31 @@ def test_arrays_come_in_one_batch():
 
 
 # Steps that are too large.
+
+
+@pytest.mark.parametrize(
+    "x, size",
+    [
+        (np.zeros([9000, 8]), 10_000),
+        (np.zeros([9000, 40]), 2048),
+        ({"a": np.zeros([9000, 20]), "b": np.zeros([9000, 20])}, 2048),
+        ([tf.zeros([3000, 8])], 10_000),
+        (tf.ragged.constant([[1.0], [1.0, 2.0]]), 2048),
+        (tf.data.Dataset.range(5), 2048),
+    ],
+)
+def test_a_batch_of_a_table_may_be_larger(x, size):
+    assert density.default_batch_size(x) == size
+
+
+def test_arrays_of_a_table_come_in_one_batch():
+    learner = make_learner()
+    data = learner.data_of_fit(
+        (*make_data(3000), None),
+        **dict(outer_data=None, outer_split=None, outer_folds=None),
+        outer_batch_size=None,
+    )
+    assert data.batch_sizes == {"x": 3000}
 
 
 def test_steps_that_are_too_large_are_halved_and_counted():
