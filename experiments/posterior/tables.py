@@ -107,18 +107,20 @@ def show_markdown(rows, measure):
     """Prints a table of means over all splits, a line for each set.
 
     Behind a mean is the number of its splits, where it differs from that of
-    the first method. The best of a line is bold.
+    the first method. Bold is the best on the splits that all methods have.
     """
     methods = names_of(complete(rows), "method")
     print(f"\n| {measure} | splits | " + " | ".join(methods) + " |")
     print("| --- |" + " ---: |" * (len(methods) + 1))
     for name, found in values(rows, measure).items():
         means = {m: np.mean(list(found[m].values())) for m in found}
+        shared = common(found)
+        best = min(shared.values())
         number = len(next(iter(found.values())))
         cells = []
         for method in methods:
             cell = f"{means[method]:.3g}" if method in found else ""
-            if method in found and means[method] == min(means.values()):
+            if shared.get(method) == best:
                 cell = f"**{cell}**"
             if method in found and len(found[method]) != number:
                 cell += f" ({len(found[method])})"

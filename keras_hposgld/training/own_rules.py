@@ -111,7 +111,7 @@ class OwnRules:
         if rule != "auto":
             return rule
         # Draws given the weights mix fast where the weights do. In a network
-        # a rule that comes to rest was better on five sets of six.
+        # a rule that comes to rest was better on four sets of five.
         return "gibbs" if self.is_linear else "gradient"
 
 

@@ -189,7 +189,7 @@ def test_a_line_of_the_page_says_how_many_splits_it_is_of(load, capsys):
     assert lines == [
         "| error | splits | one | other |",
         "| --- | ---: | ---: | ---: |",
-        "| a | 2 | 1.5 | **1.23** (1) |",
+        "| a | 2 | **1.5** | 1.23 (1) |",  # of the first split: 1 and 1.23
     ]
 
 
