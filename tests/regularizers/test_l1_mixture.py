@@ -108,7 +108,9 @@ def test_weights_follow_the_posterior_under_weak_and_strong_rates(
         assert_moments(draws[:, own], w, density)
 
 
-@pytest.mark.parametrize("update", ["auto", "gibbs"])
+@pytest.mark.parametrize(
+    "update", ["gibbs", pytest.param("auto", marks=pytest.mark.slow)]
+)
 def test_both_strengths_of_l1l2_follow_the_weights_by_a_rule(update):
     # An optimizer would leave them where they are: its learning rate is zero.
     rng = np.random.default_rng(1)

@@ -119,7 +119,7 @@ def test_step_and_scales_are_the_formula(run):
 def test_it_is_an_sgld_and_survives_its_config():
     sampler = hs.SGLD("auto", 0.1, seed=5, noise="rademacher")
     assert isinstance(sampler, hs.SGLD) and type(sampler) is AutoSGLD
-    assert sampler.momentum == 0.9 and sampler.integrator == "averaged"
+    assert sampler.momentum == 0.95 and sampler.integrator == "averaged"
     config = keras.saving.serialize_keras_object(sampler)
     again = keras.saving.deserialize_keras_object(config)
     assert type(again) is AutoSGLD

@@ -103,9 +103,9 @@ def test_a_run_that_will_not_fit_is_announced(monkeypatch):
 def test_batches_that_will_not_fit_are_announced(monkeypatch):
     estimator = hs.estimators.HPOSGLD(30, 20)
     learner = make_learner("tensor", hypergradient=estimator)
-    x, y = np.ones((8, 50)), np.ones((8, 20))
-    outer = (x[:4], y[:4])
-    arguments = dict(outer_data=outer, batch_size=8, verbose=0)
+    x, y = np.ones((16, 50)), np.ones((16, 20))
+    arguments = dict(batch_size=8, outer_batch_size=4, verbose=0)
+    arguments["outer_data"] = (x[:8], y[:8])
     # Four bytes a number; of two chains, the inner and the outer batches.
     size = 4 * (50 + 20) * (8 + 4) * 50 * 2
     chain = learner.memory_estimate().chain
