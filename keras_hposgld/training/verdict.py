@@ -17,6 +17,8 @@ from keras_hposgld.training.outer_level import OuterLevel
 # Adam moves a strength by at most its learning rate, in logarithms: 0.05 for a
 # learner, so that ten updates change it by at most two thirds.
 FEW_UPDATES = 10
+# So many chains may be lost where each halves the steps: that is a cure.
+CURED = 3
 NEAR_BOUND = 0.95  # of `max_value`
 MANY = 10  # strengths for each outer example
 RISE = 1.05  # of the validation loss over its best
@@ -51,6 +53,7 @@ class Verdict:
         ]
         self.num_updates = self._updates()
         self.skipped = 0
+        self.halves_steps = False
         self.losses: list[list] = []  # outer, and on separate data
 
     @property
@@ -66,6 +69,7 @@ class Verdict:
         """Takes notice of the logs of an epoch."""
         skipped = logs.get("skipped_updates", 0.0)
         self.skipped += int(skipped) if np.isfinite(skipped) else 0
+        self.halves_steps = "halvings" in logs
         names = ("outer_loss", "val_outer_loss")
         both = [float(logs.get(name, np.nan)) for name in names]
         if np.all(np.isfinite(both)):
@@ -104,7 +108,7 @@ class Verdict:
         )
 
     def _skipped(self) -> str | None:
-        if not self.skipped:
+        if self.skipped <= (CURED if self.halves_steps else 0):
             return None
         is_one = self.skipped == 1
         return (
