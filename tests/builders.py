@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 import keras_hposgld as hs
+from keras_hposgld.core.loop import batch_at
 from keras_hposgld.data.arrays import ArrayData
 
 
@@ -78,8 +79,7 @@ def train_plainly(model, data, batch_size, num_steps, num_chains):
     batches = ArrayData("x", data, batch_size, seed=5)
     for x, y in batches.chains(num_steps).take(num_chains):
         for step in range(num_steps):
-            place = min(step, len(x) - 1)  # one batch may serve all steps
-            model.train_on_batch(x[place], y[place])
+            model.train_on_batch(*batch_at((x, y), step))
     # What `fit` does at its end: only a moving average changes anything.
     model.optimizer.finalize_variable_values(model.trainable_variables)
     return model

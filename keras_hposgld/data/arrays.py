@@ -77,7 +77,7 @@ class ArrayData(Level):
     def chains(self, num_steps, first=lambda: 0, keeps_lengths=True):
         # Drawn by the number of the chain: `first()`, `first() + 1`, ...
         del keeps_lengths  # all batches have one length
-        if self.num_stacked(num_steps) == 1 < num_steps:
+        if self.num_stacked(num_steps) < num_steps:
             stack = [tensor[None] for tensor in flat(self.examples)]
             return tf.data.Dataset.from_tensors(
                 packed(self.examples, stack)

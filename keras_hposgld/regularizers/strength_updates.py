@@ -36,15 +36,7 @@ def begin(owner: Any, beginning: Beginning) -> None:
     if not has_rule(owner):
         return
     for penalty in owner.penalties:
-        penalty.is_new = all(
-            np.all(
-                variable.numpy()
-                == np.asarray(
-                    owner.unconstrain(owner.initial_value, variable.dtype)
-                )
-            )
-            for variable in penalty.strengths.values()
-        )
+        penalty.is_new = _is_as_made(penalty)
     if beginning.follows_any and (owner.is_quadratic or owner.is_mixture):
         _widen(owner)
     for penalty in owner.penalties:
@@ -60,6 +52,14 @@ def begin(owner: Any, beginning: Beginning) -> None:
             owner.add_scale(penalty, SCALE_OF_LINEAR)
         if penalty.is_new and owner.starts_by_rule:
             _start(penalty, beginning.temperature)
+
+
+def _is_as_made(penalty: Any) -> bool:
+    """Whether no strength of a weight has moved."""
+    owner = penalty.owner
+    variables = list(penalty.strengths.values())
+    start = owner.unconstrain(owner.initial_value, variables[0].dtype)
+    return all(np.all(v.numpy() == np.asarray(start)) for v in variables)
 
 
 def _start(penalty: Any, tau: float) -> None:
@@ -130,18 +130,17 @@ def _groups(penalty: Any, end: ChainEnd) -> dict[str, update_rules.Groups]:
     expected = {}
     if len(log_rates) > 1:
         expected = update_rules.expected_sizes(log_rates)
-    groups = {}
-    for power, log_rate in log_rates.items():
-        deviation = penalty.deviation(
-            end.weight(penalty.weight), log_rate.dtype
-        )
-        groups[power] = update_rules.Groups(
+    dtype = next(iter(log_rates.values())).dtype
+    deviation = penalty.deviation(end.weight(penalty.weight), dtype)
+    return {
+        power: update_rules.Groups(
             log_rate,
             number / 2 if power == "l2" else float(number),
             update_rules.size_of(deviation, power, axes),
             number * expected[power] if expected else None,
         )
-    return groups
+        for power, log_rate in log_rates.items()
+    }
 
 
 def _usual_rate(penalty: Any, power: str) -> float:

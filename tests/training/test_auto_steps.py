@@ -244,7 +244,6 @@ def test_steps_that_are_too_large_are_halved_and_counted():
 
 
 def test_a_velocity_that_ran_away_is_forgotten():
-    # One lost chain is no warning, which would be an error here: it is cured.
     learner = make_learner()
     fit(learner, epochs=1, steps_per_epoch=10)
     for velocity in learner.sampler.state_variables["velocity"]:

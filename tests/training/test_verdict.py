@@ -168,6 +168,23 @@ def test_epochs_are_watched_for_memorizing(way, monkeypatch):
     )
 
 
+def test_chains_that_were_lost_are_told_once_halving_is_no_cure():
+    class Guard:
+        cause = staticmethod(lambda: "the inner objective")
+
+    level = Learned()
+    level.guard = Guard
+    verdict = Verdict([], level, 40.0, advice="")
+    verdict.see({"skipped_updates": 3.0, "halvings": 3.0})
+    assert verdict._skipped() is None
+    verdict.see({"skipped_updates": 1.0, "halvings": 4.0})
+    assert "4 updates of the hyperparameters were" in verdict._skipped()
+    # Where nothing halves the steps, one is told.
+    verdict = Verdict([], level, 40.0, advice="")
+    verdict.see({"skipped_updates": 1.0})
+    assert "1 update of the hyperparameters was" in verdict._skipped()
+
+
 def test_updates_that_were_skipped_hide_no_missing_gradient():
     class Owner:
         hyperparameter_variables = [keras.Variable(np.zeros(3), name="u")]
