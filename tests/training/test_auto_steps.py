@@ -144,6 +144,19 @@ def test_a_scale_is_learned_beside_a_noise_and_not_beside_classes():
     assert logits[1] < 20.0
 
 
+@pytest.mark.parametrize("rule", ["gradient", "gibbs"])
+def test_strengths_follow_the_rule_for_their_model(rule):
+    def learned(**arguments):
+        is_linear = rule == "gibbs"
+        layers = [L.Dense(1, kernel_initializer="zeros")] * is_linear
+        learner = make_learner(*layers, **arguments)
+        fit(learner, epochs=1, steps_per_epoch=100)
+        return values(learner)
+
+    chosen = learned(hypergradient=hs.estimators.Evidence(update=rule))
+    assert_equal(learned(), chosen)
+
+
 def test_a_bound_that_nobody_asked_for_is_raised_and_the_strengths_stay():
     regularizer = hs.regularizers.LearnableL2(0.3)
     learner = make_learner(L.Dense(1, kernel_regularizer=regularizer))
