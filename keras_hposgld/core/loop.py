@@ -104,6 +104,9 @@ def batch_at(batches: Any, index: Any) -> Any:
             return None
         if stack.shape[0] == 1:
             return tf.squeeze(stack, 0)
+        if stack.shape[0] is None:  # the replicas' data, whatever they hold
+            single = tf.equal(tf.shape(stack)[0], 1)
+            return tf.gather(stack, tf.where(single, 0, index))
         return tf.gather(stack, index)
 
     return tf.nest.map_structure(part, batches)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import keras_hposgld as hs
+from keras_hposgld.core.loop import batch_at
 
 ESTIMATORS = {
     "hpo_sgld": hs.estimators.HPOSGLD(1, 2),
@@ -206,3 +207,22 @@ def test_an_error_in_forward_mode_leaves_strategies_as_they_are():
     with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
         keras.Variable(1.0)
     assert tf.compat.v1.get_variable_scope().caching_device is None
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_a_stack_of_one_batch_serves_every_step(length, known, jit_compile):
+    """Also where the number of batches is known to the run alone."""
+    stack = np.arange(2.0 * length).reshape(length, 2)
+    shape = [length if known else None, 2]
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float64)],
+        jit_compile=jit_compile,
+    )
+    def batch_of_each_step(batches):
+        return [batch_at((batches, None), index)[0] for index in range(3)]
+
+    expected = stack if length == 3 else np.repeat(stack, 3, axis=0)
+    np.testing.assert_array_equal(batch_of_each_step(stack), expected)
