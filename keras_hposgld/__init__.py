@@ -27,6 +27,7 @@ from keras_hposgld.estimators import hypergradient  # noqa: E402
 from keras_hposgld.hyperparameters.copying import copy_hyperparameters  # noqa: E402
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters  # noqa: E402
 from keras_hposgld.hyperparameters.example_weights import ExampleWeights  # noqa: E402
+from keras_hposgld.hyperparameters.source_weights import SourceWeights  # noqa: E402
 from keras_hposgld.meta_model import MetaModel  # noqa: E402
 from keras_hposgld.moved import keep_old_paths  # noqa: E402
 from keras_hposgld.refit import refit  # noqa: E402
@@ -45,6 +46,7 @@ __all__ = [
     "MetaModel",
     "PSGLD",
     "SGLD",
+    "SourceWeights",
     "callbacks",
     "copy_hyperparameters",
     "data",

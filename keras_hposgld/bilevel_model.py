@@ -38,10 +38,10 @@ class BilevelModel(BilevelLearner):
             a `path`, `name` and `shape`) to whether `regularizer` is attached
             to it. `None` (default): every kernel, a weight whose name ends so.
             A learner that is loaded from a file keeps those that were chosen.
-        example_weights: `ExampleWeights`: a learned weight for each training
-            example. Defaults to `None`. The training data are then arrays, in
-            the order of the table, or batches whose third part is the integer
-            index of each example.
+        example_weights: `ExampleWeights` or `SourceWeights`: a learned weight
+            for each training example, or source of them. The training data are
+            arrays, or batches whose third part are integers: the index, or the
+            source, of each example. Defaults to `None`.
         seed: Integer: the order of the examples, and which of them
             `outer_split` draws. `None`, the default, takes one from Python's
             generator, which `keras.utils.set_random_seed` fixes.
@@ -184,6 +184,7 @@ class BilevelModel(BilevelLearner):
         shuffle: bool = True,
         class_weight: dict | None = None,
         sample_weight: Any = None,
+        sources: Any = None,
         steps_per_epoch: int | None = None,
         callbacks: Any = None,
         refit: bool | None = None,
@@ -220,6 +221,9 @@ class BilevelModel(BilevelLearner):
             outer_batch_size: Integer, defaults to `batch_size`.
             class_weight: Applies to the inner level.
             sample_weight: Applies to the inner level.
+            sources: With `SourceWeights`, the source of each example of arrays,
+                integers `(n,)`; or `"votes"`, where the targets `(n,
+                num_sources)` say what each source votes, -1 for nothing.
             steps_per_epoch: Batches of the inner level in an epoch, rounded
                 up to whole chains. Defaults to one pass over the training data.
             callbacks: As in Keras. They see the learning, not the refit.
@@ -274,6 +278,7 @@ class BilevelModel(BilevelLearner):
             batch_size=batch_size,
             outer_batch_size=outer_batch_size,
             shuffle=shuffle,
+            sources=sources,
             **levels,
         )
         arguments = keras_arguments | dict(

@@ -5,9 +5,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import keras
-import tensorflow as tf
-
 from keras_hposgld.callbacks.backup import Backup
 from keras_hposgld.callbacks.chain_kind import ChainKind
 from keras_hposgld.callbacks.chain_kind import fresh
@@ -16,15 +13,16 @@ from keras_hposgld.callbacks.checks import check_decay
 from keras_hposgld.callbacks.checks import check_model
 from keras_hposgld.callbacks.checks import warn_of_unsaved
 from keras_hposgld.callbacks.course import Course
+from keras_hposgld.callbacks.learning_callback import LearningCallback
 from keras_hposgld.callbacks.learning_data import build
+from keras_hposgld.callbacks.weighed_loss import WeighedLoss
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import find_hyperparameters
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
-from keras_hposgld.hyperparameters.shown import ShowsHyperparameters
-from keras_hposgld.training.step_of_fit import plain
+from keras_hposgld.training.checks import check_learnable
 
 
-class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
+class LearnHyperparameters(LearningCallback):
     """Learns the hyperparameters of a model in the course of its `fit`.
 
     The model is trained as it would be without the callback, with its own
@@ -75,6 +73,12 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
             model made without one. It is not saved with the model.
         filter: Function from a trainable weight to whether `regularizer` is
             attached to it. `None` (default): every kernel.
+        example_weights: `ExampleWeights` or `SourceWeights`. The training data
+            then have integers where `fit` takes sample weights, the index or
+            the source of each example: `model.fit(x, y, sample_weight=
+            numpy.arange(len(x)))`, or batches (inputs, targets, integers), of
+            `inner_data` too. They are not saved with the model. `None`
+            (default): examples have the sample weights that `fit` gets.
         outer_loss: Keras loss. `None` (default): the compiled loss without the
             regularization.
         layer_state: `"carried"` (default) or, apart, `"frozen"`: see
@@ -92,8 +96,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         seed: Integer: the order of the outer examples.
 
     Raises:
-        TypeError: If `sampler` is not a sampler, or if the model is a
-            `BilevelModel`.
+        TypeError: If `sampler` is not a sampler, or `example_weights` are of
+            another kind; if the model is a `BilevelModel`.
         ValueError: If a number is out of range, or an argument does not go
             with the kind of chain; when training begins, if the model has no
             hyperparameters, cannot be served, or if the learning rate is too
@@ -134,6 +138,7 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         inner_data: Any = None,
         regularizer: Any = None,
         filter: Callable | None = None,
+        example_weights: Any = None,
         outer_loss: Any = None,
         layer_state: str = "carried",
         warmup_batches: int = 0,
@@ -144,6 +149,9 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         super().__init__()
         self.regularizer = regularizer
         self.filter = filter
+        check_learnable(None, example_weights)
+        self.example_weights = example_weights
+        self._weighed = example_weights and WeighedLoss(example_weights)
         self.backup_dir = backup_dir
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self._kind = ChainKind(
@@ -164,42 +172,13 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self._chains = self._kind.chains()
         self._num_batches = 0
 
-    @property
-    def chain(self):
-        """Where the chains run: `"training"` or `"apart"`."""
-        return self._kind.name
-
-    @property
-    def every(self):
-        """Batches from one end of a chain to the next."""
-        return self._chains.every
-
-    @property
-    def warmup_batches(self):
-        """How many batches there are before any hyperparameter moves."""
-        return self._chains.warmup_batches
-
-    @property
-    def sampler(self):
-        """The sampler of the chains."""
-        return self._chains.sampler
-
-    @property
-    def outer_level(self):
-        """The optimizer of the hyperparameters, and all that goes with it."""
-        return self._chains.outer_level
-
-    @property
-    def recent(self):
-        """The examples that `fit` trained on last, for chains apart."""
-        return self._chains.recent
-
     # Copies, as search tools make one for each trial.
 
     def __reduce__(self):
         arguments = {
             "regularizer": fresh(self.regularizer),
             "filter": self.filter,
+            "example_weights": fresh(self.example_weights),
             "backup_dir": self.backup_dir,
             **self._kind.fresh_arguments(),
         }
@@ -223,8 +202,16 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         warn_of_unsaved(model, owners, self.regularizer)
         self._begin_anew(not self._chains.serves(model, owners))
         self._chains.read_data(model)
+        self._begin_weighing()
         self._chains.begin(model, owners)
         self._course = Course(model, owners, self._chains)
+
+    def _begin_weighing(self):
+        if self._weighed:
+            levels = self._chains.data.levels
+            if len(levels) > 1:
+                self.example_weights.check_batch(levels[0].spec)
+            self._weighed.install(self.model)
 
     def _begin_anew(self, if_needed):
         if if_needed:
@@ -254,6 +241,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         # More than one, where Keras runs several steps at a time.
         self._num_batches += batch - self._last_batch
         self._last_batch = batch
+        if self._weighed:
+            self._weighed.check_asked()
         self._chains.after(before, self._num_batches)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -262,6 +251,8 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._chains.end(self.model)
+        if self._weighed:
+            self._weighed.remove()
         if self.backup_dir is not None:
             Backup(self.backup_dir).remove()
         self._course.end(self._num_batches)
@@ -273,28 +264,5 @@ class LearnHyperparameters(ShowsHyperparameters, keras.callbacks.Callback):
         self.regularizer = attach_regularizer(
             self.model, self.regularizer, self.filter
         )
-        return find_hyperparameters(self.model)
-
-    # Backups.
-
-    @property
-    def _step(self):
-        return int(plain(self.model.optimizer).iterations.numpy())
-
-    def _state(self):
-        state = self._chains.state(self.model, self.find_hyperparameters())
-        state.num_batches = tf.Variable(self._num_batches, dtype=tf.int64)
-        return state
-
-    def _back_up(self):
-        if self.backup_dir is not None:
-            Backup(self.backup_dir).save(self._step, self._state())
-
-    def _restore(self):
-        if self.backup_dir is None or self._step == 0:
-            return False
-        state = self._state()
-        is_restored = Backup(self.backup_dir).restore(self._step, state)
-        if is_restored:
-            self._num_batches = int(state.num_batches)
-        return is_restored
+        found = find_hyperparameters(self.model)
+        return found + ([self.example_weights] if self._weighed else [])

@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from keras_hposgld.data.arrays import as_arrays
 from keras_hposgld.data.elements import flat
-from keras_hposgld.data.examples import check_indices
 from keras_hposgld.data.examples import check_splits
 from keras_hposgld.data.examples import split_off
-from keras_hposgld.data.examples import with_indices
 from keras_hposgld.data.folds import folded
 from keras_hposgld.data.kinds import level_data
+from keras_hposgld.data.learned_weights import check_sources
+from keras_hposgld.data.learned_weights import with_keys
 from keras_hposgld.data.level import check_same_structure
 from keras_hposgld.data.level import Level
 from keras_hposgld.data.splits import fold_numbers
@@ -35,6 +35,7 @@ class FitData:
         num_folds: Integer: of how many folds the levels hold the examples, on
             the leading axis of their chains. Defaults to `1`, without that
             axis.
+        has_votes: Whether the targets of the first level are votes on them.
 
     Raises:
         ValueError: If two levels do not feed the same model.
@@ -45,9 +46,11 @@ class FitData:
         levels: list[Level],
         validation_data: Any = None,
         num_folds: int = 1,
+        has_votes: bool = False,
     ):
         if len(levels) == 2:
-            check_same_structure(*levels)
+            training, outer = levels
+            check_same_structure(training, outer, but_targets=has_votes)
         self.levels = levels
         self.validation_data = validation_data
         self.num_folds = num_folds
@@ -64,6 +67,7 @@ class FitData:
         validation_split: float = 0.0,
         outer_batch_size: int | None = None,
         example_weights: Any = None,
+        sources: Any = None,
         class_weight: dict | None = None,
         seed: int = 0,
         needs_targets: tuple[bool, bool] = (True, True),
@@ -75,8 +79,9 @@ class FitData:
         Args:
             examples: Tuple `(x, y, sample_weight)` of the training data.
             outer_folds: Integer, the folds; 0 for none.
-            example_weights: `ExampleWeights` or `None`. With it, the third
-                part of an inner batch are the indices of its examples.
+            example_weights: `BatchWeights` or `None`. With them, the third
+                part of an inner batch holds the keys of its examples.
+            sources: As in `BilevelModel.fit`.
             needs_targets: Whether the inner and the outer objective do.
             needs_outer: Whether there is an outer level.
             **arguments: `batch_size`, `shuffle` and `inputs`, as in
@@ -90,6 +95,12 @@ class FitData:
         examples = as_arrays(examples)
         splits = dict(outer_split=outer_split, outer_folds=outer_folds)
         check_splits(examples, validation_split=validation_split, **splits)
+        check_sources(
+            sources,
+            example_weights,
+            validation_split=validation_split,
+            **splits,
+        )
         if validation_split and validation_data is None:
             examples, validation_data = split_off(
                 examples, validation_split, "validation_split"
@@ -98,8 +109,7 @@ class FitData:
             examples, outer_data = _split(
                 *(examples, outer_data, outer_split, outer_folds, seed)
             )
-        if example_weights is not None:
-            examples = with_indices(examples, example_weights.num_examples)
+        examples = with_keys(examples, example_weights, sources, class_weight)
         inner = level_data(
             "x",
             *examples,
@@ -109,7 +119,7 @@ class FitData:
             **arguments,
         )
         if example_weights is not None:
-            check_indices(inner)
+            example_weights.check_batch(inner.spec, sources)
         if not needs_outer:
             return cls([inner], validation_data)
         outer_examples = keras.utils.unpack_x_y_sample_weight(
@@ -126,7 +136,9 @@ class FitData:
             **arguments,
         )
         if not outer_folds:
-            return cls([inner, outer], validation_data)
+            has_votes = isinstance(sources, str)
+            levels = [inner, outer]
+            return cls(levels, validation_data, has_votes=has_votes)
         fold_of = fold_numbers(examples, outer_folds, "outer_folds", seed)
         return cls(folded(inner, outer, fold_of), validation_data, outer_folds)
 

@@ -117,15 +117,25 @@ def first_rows(batch: Any, number: int) -> Any:
     )
 
 
-def check_same_structure(training: Level, outer: Level) -> None:
+def check_same_structure(
+    training: Level, outer: Level, but_targets: bool = False
+) -> None:
     """Checks that two levels feed the same model.
+
+    Args:
+        training: The inner level.
+        outer: The outer level.
+        but_targets: Whether their targets may differ.
 
     Raises:
         ValueError: If inputs or targets differ in structure, in the shape of
             an example or in kind of number.
     """
     for part, a, b in zip(
-        ("inputs", "targets"), training.spec, outer.spec, strict=False
+        ("inputs",) if but_targets else ("inputs", "targets"),
+        training.spec,
+        outer.spec,
+        strict=False,
     ):
         if not _is_alike(a, b, any_number=part == "targets"):
             raise ValueError(

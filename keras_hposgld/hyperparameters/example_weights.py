@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.core.checks import check_number
-from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
+from keras_hposgld.hyperparameters.batch_weights import BatchWeights
+from keras_hposgld.hyperparameters.batch_weights import for_predictions
 from keras_hposgld.hyperparameters.registry import register
 from keras_hposgld.hyperparameters.unconstrained import bounded_start
 from keras_hposgld.hyperparameters.unconstrained import bounded_value
@@ -14,7 +15,7 @@ from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
 
 
 @register("example_weights")
-class ExampleWeights(Hyperparameter, keras.layers.Layer):
+class ExampleWeights(BatchWeights, keras.layers.Layer):
     """A table with one learned weight for each training example.
 
     Pass it to `BilevelModel(model, example_weights=...)`: the weights take the
@@ -90,9 +91,29 @@ class ExampleWeights(Hyperparameter, keras.layers.Layer):
         )
         return bounded_value(drawn, self.max_value)
 
-    def weigh(self, sample_weight):
-        """The weights of a batch, from the indices of its examples."""
-        return self(sample_weight)
+    def keys_of(self, y, length, sources):
+        """The positions of the examples, which are those of the table."""
+        if sources is not None:
+            raise ValueError(
+                "`sources` needs `example_weights=SourceWeights(...)`. "
+                f"Received: example_weights={self!r}."
+            )
+        if length != self.num_examples:
+            raise ValueError(
+                "`example_weights` must have one weight for each training "
+                f"example. Received: {self.num_examples} weights and {length} "
+                f"examples. Use `ExampleWeights({length})`. To a `refit` on "
+                "them and others, in this order, pass `sample_weight=numpy"
+                ".concatenate([weights.numpy(), numpy.ones(number_of_others)])"
+                "`."
+            )
+        return np.arange(length)
+
+    def weigh(self, y, y_pred, keys):
+        return y, y_pred, for_predictions(self(keys), y_pred)
+
+    def weighted(self, x, y, keys):
+        return x, y, self(keys)
 
     def numpy(self) -> np.ndarray:
         """All weights, `(num_examples,)`."""

@@ -76,13 +76,6 @@ class Hyperparameter(abc.ABC):
         """
         return [("hyperparameter", v) for v in self.hyperparameter_variables]
 
-    def weigh(self, sample_weight: Any) -> Any:
-        """Sample weights, from the third part of an inner batch.
-
-        By default they are what the batch has.
-        """
-        return sample_weight
-
     def prior_gradient(self, share_seen: Callable) -> list | None:
         """What a prior of the values adds to the hypergradient.
 

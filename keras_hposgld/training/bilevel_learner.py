@@ -10,9 +10,9 @@ import tensorflow as tf
 from keras_hposgld.core.checks import check_number
 from keras_hposgld.data.elements import inputs_of
 from keras_hposgld.data.everything import Everything
-from keras_hposgld.data.examples import for_predictions
-from keras_hposgld.data.examples import with_learned_weights
 from keras_hposgld.data.fit_data import FitData
+from keras_hposgld.data.learned_weights import check_sources
+from keras_hposgld.data.learned_weights import with_learned_weights
 from keras_hposgld.hyperparameters.addresses import replace
 from keras_hposgld.hyperparameters.discovery import attach_regularizer
 from keras_hposgld.hyperparameters.discovery import attached_before
@@ -35,7 +35,7 @@ class BilevelLearner(PosteriorLearner):
         model: As in `BilevelModel`, like all of them.
         regularizer: A learnable regularizer or `None`.
         filter: Function or `None`.
-        example_weights: `ExampleWeights` or `None`.
+        example_weights: `BatchWeights` or `None`.
         seed: Integer or `None`.
         name: String.
         outer_split: Float.
@@ -99,11 +99,9 @@ class BilevelLearner(PosteriorLearner):
         has_loss = self.plain_compile_arguments()["loss"] is not None
         return has_loss, has_loss or self.outer_level.outer_loss is not None
 
-    def _weigh(self, sample_weight: Any, y_pred: Any) -> Any:
-        if self.example_weights is None:
-            return sample_weight
-        learned = self.example_weights.weigh(sample_weight)
-        return for_predictions(learned, y_pred)
+    def _weigh(self, *batch: Any) -> tuple:
+        weights = self.example_weights
+        return batch if weights is None else weights.weigh(*batch)
 
     def folds_of_fit(
         self, outer_data: Any, outer_split: Any, outer_folds: Any
@@ -258,6 +256,7 @@ class BilevelLearner(PosteriorLearner):
         *,
         optimizer: Any = None,
         sample_weight: Any = None,
+        sources: Any = None,
         **fit_arguments: Any,
     ) -> keras.callbacks.History:
         """Trains fresh weights with the learned hyperparameters held fixed.
@@ -274,7 +273,8 @@ class BilevelLearner(PosteriorLearner):
             sample_weight: As in Keras. `None` (default): the learned
                 `example_weights`, where there are any. Then `x` are the
                 training data of `fit`: arrays, or a `tf.data.Dataset` of
-                (inputs, targets, indices).
+                the same batches.
+            sources: As in `fit`.
             **fit_arguments: Passed to the plain `keras.Model.fit`.
 
         Returns:
@@ -284,13 +284,12 @@ class BilevelLearner(PosteriorLearner):
             ValueError: If there are learned `example_weights`, and it cannot
                 be told which example has which; if `optimizer` was used.
         """
-        x, sample_weight = with_learned_weights(
-            x, sample_weight, self.example_weights, self.model
+        check_sources(sources, self.example_weights)
+        x, y, weights = with_learned_weights(
+            x, y, sample_weight, self.example_weights, self.model, sources
         )
         history = refit(
-            *(self, optimizer, x, y),
-            sample_weight=sample_weight,
-            **fit_arguments,
+            *(self, optimizer, x, y), sample_weight=weights, **fit_arguments
         )
         # Folds that learn on begin where this has ended, all of them.
         self._steps.drop_folds()

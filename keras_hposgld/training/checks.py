@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_hposgld import estimators
 from keras_hposgld.core.checks import check_count
 from keras_hposgld.estimators import HypergradientEstimator
+from keras_hposgld.hyperparameters.batch_weights import BatchWeights
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.hyperparameter import WeightHyperparameter
 from keras_hposgld.samplers import Sampler
@@ -262,10 +263,10 @@ def check_learnable(regularizer: Any, example_weights: Any) -> None:
             f"Received: regularizer={regularizer!r}. Pass "
             "`keras_hposgld.regularizers.LearnableL2()`, say."
         )
-    if not isinstance(example_weights, Hyperparameter | None):
+    if not isinstance(example_weights, BatchWeights | None):
         raise TypeError(
             "`example_weights` must be an instance of "
-            "`keras_hposgld.ExampleWeights`. "
+            "`keras_hposgld.ExampleWeights` or `SourceWeights`. "
             f"Received: example_weights={example_weights!r}."
         )
 

@@ -55,8 +55,8 @@ class KerasProblem(BilevelProblem):
         layer_state: `"carried"` or `"frozen"`, see the module's text.
         tracks_metrics: Whether the metrics of `trainer` follow the inner
             steps.
-        weigh: Function from the third entry of an inner batch to the sample
-            weights. Defaults to the identity.
+        weigh: Function from the targets, predictions and third entry of an
+            inner batch to what its loss takes. Defaults to the identity.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class KerasProblem(BilevelProblem):
         outer_loss: Callable,
         layer_state: str = "carried",
         tracks_metrics: bool = True,
-        weigh: Callable = lambda sample_weight, y_pred: sample_weight,
+        weigh: Callable = lambda *batch: batch,
     ):
         self.trainer = trainer
         self.weights = trainer.trainable_variables
@@ -133,7 +133,7 @@ class KerasProblem(BilevelProblem):
             y_pred = self.trainer(x, training=self.training)
             _refuse_assignments(scope, self.weights, given)
             y_pred = mark_predictions(y_pred)
-            sample_weight = self.weigh(sample_weight, y_pred)
+            y, y_pred, sample_weight = self.weigh(y, y_pred, sample_weight)
             loss = compute_loss(
                 self.trainer, x, y, y_pred, sample_weight, training=True
             )
@@ -246,7 +246,7 @@ def loss_metric(trainer: keras.Model) -> keras.metrics.Metric:
 def build_on(
     trainer: keras.Model,
     batch: Any,
-    weigh: Callable = lambda sample_weight, y_pred: sample_weight,
+    weigh: Callable = lambda *batch: batch,
 ) -> None:
     """Creates all variables of a compiled model from one batch of data.
 
@@ -259,7 +259,7 @@ def build_on(
     y_pred = trainer(x, training=False)
     for variable, value in before:
         variable.assign(value)
-    sample_weight = weigh(sample_weight, y_pred)
+    y, y_pred, sample_weight = weigh(y, y_pred, sample_weight)
     compute_loss(trainer, x, y, y_pred, sample_weight, training=False)
     trainer.compute_metrics(x, y, y_pred, sample_weight)
     trainer.reset_metrics()

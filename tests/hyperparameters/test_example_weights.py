@@ -319,7 +319,7 @@ def test_refit_takes_the_learned_weights_of_the_training_data():
     [
         (
             lambda x, y: (np.vstack([x, x]), np.vstack([y, y])),
-            "Received: 48 examples and 24 learned weights.*numpy.ones",
+            "Received: 24 weights and 48 examples.*numpy",
         ),
         (
             lambda x, y: (

@@ -25,8 +25,10 @@ PLACES = {
     "label_smoothing": ("loss", {"from_logits": True}),
     "gaussian_loss": ("likelihood", {"initial_value": 0.5}),
     "example_weights": ("example_weights", {"num_examples": 16}),
+    "source_weights": ("source_weights", {"num_sources": 4}),
 }
-QUICK = ("l2", "label_smoothing", "example_weights")
+WEIGHTS = ("example_weights", "source_weights")
+QUICK = ("l2", "label_smoothing", *WEIGHTS)
 LOSSES = [alias for alias, (place, _) in PLACES.items() if place == "loss"]
 
 
@@ -47,7 +49,7 @@ def make_learner(alias):
     )
     learner = hs.BilevelModel(
         model,
-        example_weights=owner if place == "example_weights" else None,
+        example_weights=owner if place in WEIGHTS else None,
         seed=0,
     )
     learner.compile(
@@ -65,6 +67,12 @@ def targets(learner):
     return keras.utils.to_categorical(Y) if is_likelihood else Y
 
 
+def sources(learner):
+    """The arguments of a fit that say where examples come from."""
+    has_sources = isinstance(learner.example_weights, hs.SourceWeights)
+    return {"sources": np.arange(16) % 4} if has_sources else {}
+
+
 def fit(learner):
     y = targets(learner)
     return learner.fit(
@@ -73,6 +81,7 @@ def fit(learner):
         batch_size=4,
         epochs=3,
         verbose=0,
+        **sources(learner),
     )
 
 
@@ -123,7 +132,12 @@ def test_kind_is_a_citizen(alias, tmp_path):
         atol=1e-6,
     )
     kept = list(learner.hyperparameter_values().values())
-    learner.refit(X[:16], targets(learner)[:16], optimizer="sgd", verbose=0)
+    learner.refit(
+        *(X[:16], targets(learner)[:16]),
+        optimizer="sgd",
+        verbose=0,
+        **sources(learner),
+    )
     found = list(learner.hyperparameter_values().values())
     for a, b in zip(kept, found, strict=True):
         np.testing.assert_array_equal(a, b)
