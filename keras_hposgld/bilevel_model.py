@@ -258,7 +258,6 @@ class BilevelModel(BilevelLearner):
                 those before the first of them.
         """
         check_fit(x, outer_data, batch_size, outer_batch_size, steps_per_epoch)
-        examples = (x, y, sample_weight)
         levels = dict(
             class_weight=class_weight,
             validation_split=validation_split,
@@ -266,13 +265,12 @@ class BilevelModel(BilevelLearner):
             outer_data=outer_data,
         )
         folds = self.folds_of_fit(outer_data, outer_split, outer_folds)
-        is_refit = bool(folds) if refit is None else refit
         everything = None
-        if is_refit:
+        if bool(folds) if refit is None else refit:
             check_optimizer(self)
-            everything = self.everything_of(examples, **levels)
+            everything = self.everything_of((x, y, sample_weight), **levels)
         data = self.data_of_fit(
-            examples,
+            (x, y, sample_weight),
             outer_split=outer_split,
             outer_folds=folds,
             batch_size=batch_size,

@@ -94,13 +94,9 @@ class FitData:
         """
         examples = as_arrays(examples)
         splits = dict(outer_split=outer_split, outer_folds=outer_folds)
-        check_splits(examples, validation_split=validation_split, **splits)
-        check_sources(
-            sources,
-            example_weights,
-            validation_split=validation_split,
-            **splits,
-        )
+        shares = splits | dict(validation_split=validation_split)
+        check_splits(examples, **shares)
+        check_sources(sources, example_weights, **shares)
         if validation_split and validation_data is None:
             examples, validation_data = split_off(
                 examples, validation_split, "validation_split"
@@ -122,22 +118,17 @@ class FitData:
             example_weights.check_batch(inner.spec, sources)
         if not needs_outer:
             return cls([inner], validation_data)
-        outer_examples = keras.utils.unpack_x_y_sample_weight(
-            as_arrays(outer_data)
-        )
-        default_batch_size = arguments.pop("batch_size", None)
         outer = level_data(
             "outer_folds" if outer_folds else "outer_data",
-            *outer_examples,
+            *keras.utils.unpack_x_y_sample_weight(as_arrays(outer_data)),
             batch_size=outer_batch_size,
-            default_batch_size=default_batch_size,
+            default_batch_size=arguments.pop("batch_size", None),
             seed=seed + 1,
             needs_targets=needs_targets[1],
             **arguments,
         )
         if not outer_folds:
-            has_votes = isinstance(sources, str)
-            levels = [inner, outer]
+            levels, has_votes = [inner, outer], isinstance(sources, str)
             return cls(levels, validation_data, has_votes=has_votes)
         fold_of = fold_numbers(examples, outer_folds, "outer_folds", seed)
         return cls(folded(inner, outer, fold_of), validation_data, outer_folds)
