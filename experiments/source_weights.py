@@ -37,7 +37,28 @@ STRENGTHS = (0.03, 0.1, 0.3)  # scikit-learn's C
 CLEAN = (1.0, 3.0, 10.0)
 
 # Chosen by `--choose`: C, and the weight of a clean text.
-CHOSEN = {}
+CHOSEN = {
+    ("uniform", 60): (0.3, 10.0),
+    ("majority", 60): (0.3, 10.0),
+    ("clean_alone", 60): (0.3, 10.0),
+    ("hits", 60): (0.1, 10.0),
+    ("alignment", 60): (0.03, 10.0),
+    ("regression", 60): (0.03, 10.0),
+    ("learned_softmax", 60): (0.1, 10.0),
+    ("learned_bounded", 60): (0.03, 10.0),
+    ("without_the_widest", 60): (0.03, 10.0),
+    ("oracle", 60): (0.1, 10.0),
+    ("uniform", 500): (0.03, 10.0),
+    ("majority", 500): (0.03, 10.0),
+    ("clean_alone", 500): (0.1, 10.0),
+    ("hits", 500): (0.03, 10.0),
+    ("alignment", 500): (0.03, 10.0),
+    ("regression", 500): (0.03, 10.0),
+    ("learned_softmax", 500): (0.03, 10.0),
+    ("learned_bounded", 500): (0.03, 10.0),
+    ("without_the_widest", 500): (0.03, 10.0),
+    ("oracle", 500): (0.03, 10.0),
+}
 
 
 def draws_of(number, draws):

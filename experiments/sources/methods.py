@@ -13,7 +13,7 @@ from sources.learned import learned_weights
 from sources.texts import NUM_SOURCES
 
 WIDEST = 41  # the source that votes on most texts
-NUM_MIXTURES = 24
+NUM_MIXTURES = 48  # ten times the time of learning
 
 
 def timed(method):
