@@ -2,5 +2,12 @@
 
 from keras_hposgld.layers.average_predictions import average_predictions
 from keras_hposgld.layers.learnable_affine import LearnableAffine
+from keras_hposgld.layers.learnable_dropout import LearnableDropout
+from keras_hposgld.layers.learnable_gaussian_noise import LearnableGaussianNoise
 
-__all__ = ["LearnableAffine", "average_predictions"]
+__all__ = [
+    "LearnableAffine",
+    "LearnableDropout",
+    "LearnableGaussianNoise",
+    "average_predictions",
+]

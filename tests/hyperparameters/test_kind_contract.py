@@ -20,6 +20,8 @@ PLACES = {
     "l1l2": ("regularizer", {"initial_value": 1e-2}),
     "weight_decay": ("regularizer", {"initial_value": 1e-2, "max_value": 9.0}),
     "affine": ("layer", {"rotation": 10.0}),
+    "dropout": ("layer", {"initial_rate": 0.3, "granularity": "input"}),
+    "gaussian_noise": ("layer", {"initial_stddev": 0.3}),
     "taylor_loss": ("loss", {"from_logits": True}),
     "class_weights": ("loss", {"num_classes": 3, "from_logits": True}),
     "label_smoothing": ("loss", {"from_logits": True}),
