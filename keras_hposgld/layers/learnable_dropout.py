@@ -34,28 +34,27 @@ class LearnableDropout(RandomLayer):
     mean 1 and variance `rate / (1 - rate)`, as in dropout. Its draws move with
     the rate, so the inner objective is differentiable by it:
 
+    * `relaxation="gaussian"`: Gaussian dropout. No other law of that mean and
+      variance has a derivative of less noise.
     * `relaxation="clipped"`: a mask between 0 and 1, over its mean
       `k = 2 (1 - rate) / (2 + rate)`. It is 1 with probability `k**2`, 0 with
-      `(1 - k)**2`, else uniform.
-    * `relaxation="gaussian"`: Gaussian dropout.
+      `(1 - k)**2`, else uniform: nearer to dropout, with more noise.
 
     In inference the inputs pass as they are, so that the outer loss says which
     rate in training pays. A plain `fit` holds the rate constant.
 
-    `export` puts `keras.layers.Dropout` in its place, or
-    `keras.layers.GaussianDropout`. Those have one number: for a rate per
-    feature the mean of the rates, with a warning.
+    `export` puts `keras.layers.Dropout` in its place. That has one number: for
+    a rate per feature the mean of the rates, with a warning.
 
     Args:
         initial_rate: Float in `(0, max_rate)`. Defaults to `0.2`.
         max_rate: Float above 0 and below 1. Defaults to `0.9`.
         granularity: `"tensor"` (default): one rate, or `"input"`: one per
             feature on the last axis.
-        relaxation: `"clipped"` (default) or `"gaussian"`.
+        relaxation: `"gaussian"` (default) or `"clipped"`.
         noise_shape: Sequence of integers and `None`, as in
             `keras.layers.Dropout`: the shape of the mask, where `None` is the
-            size of the inputs. `None` (default): that of the inputs. Not with
-            `relaxation="gaussian"`.
+            size of the inputs. `None` (default): that of the inputs.
         seed: Integer from 0 to 2**31 - 1. `None` (default): a random one.
         **layer_arguments: Those of `keras.layers.Layer`, such as `name`.
 
@@ -98,7 +97,7 @@ class LearnableDropout(RandomLayer):
         initial_rate: float = 0.2,
         max_rate: float = 0.9,
         granularity: str = "tensor",
-        relaxation: str = "clipped",
+        relaxation: str = "gaussian",
         noise_shape: Sequence | None = None,
         seed: int | None = None,
         **layer_arguments: Any,
@@ -111,13 +110,6 @@ class LearnableDropout(RandomLayer):
         )
         self.relaxation = check_known("relaxation", relaxation, RELAXATIONS)
         self.noise_shape = _checked_shape(noise_shape)
-        if self.noise_shape is not None and relaxation == "gaussian":
-            raise ValueError(
-                '`noise_shape` must be None with `relaxation="gaussian"`, as '
-                "Keras's `GaussianDropout` has none. "
-                f"Received: noise_shape={noise_shape!r}. "
-                'Use relaxation="clipped".'
-            )
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -153,15 +145,13 @@ class LearnableDropout(RandomLayer):
         ]
 
     def exported(self) -> keras.layers.Layer:
-        arguments = {
-            "rate": self.exported_value("mean", 1.0),
-            "seed": self.seed,
-            "name": self.name,
-            "dtype": self.dtype_policy,
-        }
-        if self.relaxation == "gaussian":
-            return keras.layers.GaussianDropout(**arguments)
-        return keras.layers.Dropout(noise_shape=self.noise_shape, **arguments)
+        return keras.layers.Dropout(
+            self.exported_value("mean", 1.0),
+            noise_shape=self.noise_shape,
+            seed=self.seed,
+            name=self.name,
+            dtype=self.dtype_policy,
+        )
 
     def get_config(self) -> dict:
         return super().get_config() | {

@@ -1,0 +1,85 @@
+"""The experiment on learned dropout rates, in its quick mode."""
+
+import gzip
+import importlib.util
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="the experiments need scikit-learn")
+
+PATH = pathlib.Path(__file__).parents[2] / "experiments" / "dropout.py"
+
+
+@pytest.fixture
+def experiment():
+    spec = importlib.util.spec_from_file_location("dropout_rates", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """A folder with sentences of ten words, of which one tells the label."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "text"
+    folder.mkdir()
+    with gzip.open(folder / "mr.jsonl.gz", "wt", encoding="utf-8") as file:
+        for number in range(5000):
+            label = number % 2
+            words = [f"word{i}" for i in rng.integers(0, 50, 9)]
+            words.append("good" if label else "bad")
+            row = {"text": " ".join(words), "label": label}
+            file.write(json.dumps(row) + "\n")
+    return tmp_path
+
+
+def test_parts_share_no_sentence(experiment, reviews):
+    parts = experiment.film_reviews(1, reviews)
+    assert [len(x) for x, _ in parts] == [3000, 1500, 500]
+    assert all(0.4 < y.mean() < 0.6 for _, y in parts)
+    again = experiment.film_reviews(1, reviews)
+    np.testing.assert_array_equal(parts[0][0], again[0][0])
+    rows = np.concatenate([x for x, _ in parts])
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The hyperparameters were updated")
+def test_all_rows_are_printed(
+    experiment, reviews, tmp_path, monkeypatch, capsys
+):
+    rng = np.random.default_rng(0)
+    images = [
+        (rng.integers(0, 255, (n, 28, 28)), rng.integers(0, 10, n))
+        for n in (3000, 200)
+    ]
+    monkeypatch.setattr(
+        keras.datasets.fashion_mnist, "load_data", lambda: images
+    )
+    out = tmp_path / "rows.json"
+    rows = experiment.main(
+        ["--quick", "--seeds", "2", "--data", str(reviews), "--out", str(out)]
+    )
+    assert json.loads(out.read_text()) == rows
+    assert len(rows) == 2 * 2 * (len(experiment.GRID) + 1 + 5)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    printed = capsys.readouterr().out
+    for name in {row["method"] for row in rows}:
+        assert f"| {name} |" in printed
+    # The best of the grid is the row with the best outer loss, at the price
+    # of all; what is learned has a rate for each layer and has moved.
+    for kind in ("fashion_mnist", "film_reviews"):
+        own = [r for r in rows if r["set"] == kind and r["seed"] == 1]
+        grid, best, learned = own[:6], own[6], own[7:11]
+        assert best["loss"] == min(grid, key=lambda r: r["outer_loss"])["loss"]
+        assert best["seconds"] == sum(r["seconds"] for r in grid)
+        for row in learned:
+            start = float(row["method"].split(", ")[-1])
+            assert len(row["rates"]) == 2
+            assert not np.allclose(row["rates"], start, rtol=1e-3)
+        assert own[11]["rates"] == learned[0]["rates"]
