@@ -78,6 +78,19 @@ def test_derivative_of_the_mask_is_that_of_the_exact_expectation(rate):
     )
 
 
+def test_noise_of_the_derivative_is_what_the_page_says():
+    # Over the least that a law of this mean and variance can have.
+    rate, step = 0.2, 1e-6
+    draws = tf.constant((np.arange(200_000) + 0.5) / 200_000)
+    ahead, back = (
+        clipped(tf.constant(rate + move, "float64"), draws).numpy()
+        for move in (step, -step)
+    )
+    noise = np.mean(((ahead - back) / (2 * step)) ** 2)
+    least = 1 / (4 * rate * (1 - rate) ** 3)
+    assert noise / least == pytest.approx(2.8, abs=0.05)
+
+
 @pytest.mark.parametrize("kind", [*RELAXATIONS, "noise"])
 def test_draws_have_the_mean_and_variance_of_the_law(kind, run):
     # 4 features, 100 000 examples: standard errors from the draws themselves.
@@ -274,6 +287,11 @@ def test_callback_learns_it_within_fit(chain):
     )
     assert np.all(layer.value() != before)
     assert np.all(np.isfinite(layer.value()))
+
+
+def test_evidence_refuses_to_learn_it():
+    with pytest.raises(ValueError, match="and nothing else"):
+        make_learner("gaussian", hs.estimators.Evidence())
 
 
 # A layer of Keras's.
