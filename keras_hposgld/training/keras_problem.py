@@ -263,37 +263,3 @@ def build_on(
     compute_loss(trainer, x, y, y_pred, sample_weight, training=False)
     trainer.compute_metrics(x, y, y_pred, sample_weight)
     trainer.reset_metrics()
-
-
-def loss_function(loss: Any) -> Callable:
-    """A function `(y, y_pred, sample_weight)` to a scalar, from a Keras loss.
-
-    Args:
-        loss: What `keras.losses.get` takes: a name, a function of
-            `(y, y_pred)`, or a `keras.losses.Loss`.
-
-    Raises:
-        ValueError: If it is a dictionary or list of losses.
-    """
-    if isinstance(loss, dict | list | tuple):
-        raise ValueError(
-            "`outer_loss` must be one loss. "
-            f"Received: outer_loss={loss!r}. For a model with several outputs "
-            "pass a function of all targets and predictions, or None for the "
-            "compiled loss."
-        )
-    loss = keras.losses.get(loss)
-    if isinstance(loss, keras.losses.Loss):
-        return loss
-    return _MeanLoss(loss)
-
-
-class _MeanLoss(keras.losses.Loss):
-    """Averages a function of `(y, y_pred)` over the batch."""
-
-    def __init__(self, function: Callable):
-        super().__init__(name="mean_loss")
-        self.function = function
-
-    def call(self, y_true: Any, y_pred: Any) -> tf.Tensor:
-        return self.function(y_true, y_pred)

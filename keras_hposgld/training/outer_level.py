@@ -26,8 +26,9 @@ from keras_hposgld.training.hyperprior import loss_unit
 from keras_hposgld.training.hyperprior import SharesSeen
 from keras_hposgld.training.keras_problem import KerasProblem
 from keras_hposgld.training.keras_problem import LAYER_STATES
-from keras_hposgld.training.keras_problem import loss_function
 from keras_hposgld.training.outer_logs import OuterLogs
+from keras_hposgld.training.outer_loss import check_outputs
+from keras_hposgld.training.outer_loss import loss_function
 from keras_hposgld.training.overrides import outer_loss_of
 from keras_hposgld.training.own_rules import OwnRules
 from keras_hposgld.training.own_rules import without
@@ -42,7 +43,7 @@ class OuterLevel(keras.layers.Layer):
     Attributes:
         estimator: `HypergradientEstimator`.
         hyper_optimizer: Keras optimizer of the hyperparameters.
-        outer_loss: Keras loss, or `None`.
+        outer_loss: Keras loss, a dictionary of them by output, or `None`.
         layer_state: `"carried"` or `"frozen"`.
         warmup_steps: Integer: chains that start before so many inner steps
             leave the hyperparameters alone.
@@ -123,11 +124,13 @@ class OuterLevel(keras.layers.Layer):
 
         Raises:
             ValueError: If there are no hyperparameters, if a learned loss has
-                no outer loss beside it, if the learning rate is too large
+                no outer loss beside it, if `outer_loss` names an output that
+                the model does not have, if the learning rate is too large
                 for the bound of the strengths, or if an optimizer was built
                 for other variables than those that there are now.
         """
         checks.check_owners(owners, initial_weights, self.outer_loss)
+        check_outputs(self.outer_loss, model)
         self.hyperprior.owners = self.own_rules.owners = lambda: owners
         optimizer = sampler.keras_optimizer()
         checks.check_learning_rate(owners, sampler, self.estimator)
@@ -287,7 +290,8 @@ class OuterLevel(keras.layers.Layer):
         """The outer loss, a function `(y, y_pred, sample_weight)`."""
         if self.outer_loss is None:
             return outer_loss_of(trainer)
-        return loss_function(self.outer_loss)
+        names = getattr(trainer, "output_names", None)
+        return loss_function(self.outer_loss, names)
 
 
 def assign_all(variables: list, values: list) -> None:
