@@ -110,9 +110,10 @@ class BilevelModel(BilevelLearner):
                 and refuses what is no likelihood or prior.
             hyper_optimizer: Keras optimizer of the hyperparameters. Defaults
                 to `keras.optimizers.Adam(0.05)`.
-            outer_loss: What the hyperparameters are to lower: a Keras loss.
-                `None` (default): `loss` without the regularization. Needed
-                where `loss` itself is learned.
+            outer_loss: What the hyperparameters are to lower: a Keras loss,
+                or a dictionary of them by the names of outputs, of which those
+                that are not named do not count. `None` (default): `loss`
+                without the regularization. Needed where `loss` is learned.
             start: Where a chain starts. `"continue"` (default): where the one
                 before it ended. `"initial"`: at the weights of the first fit.
             layer_state: `"carried"` (default) or `"frozen"`: what becomes of

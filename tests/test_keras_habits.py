@@ -353,7 +353,7 @@ def test_refusals_name_the_way_out():
         make_learner(hyper_optimizer=used)
     compile_learner(learner, hyper_optimizer=used)  # the same learner may
     with pytest.raises(ValueError, match="`outer_loss` must be one loss"):
-        make_learner(outer_loss={"p": "mse"})
+        make_learner(outer_loss=["mse"])
     inputs_only = tf.data.Dataset.from_tensor_slices(X).batch(4)
     with pytest.raises(ValueError, match="must be \\(x, y\\) or"):
         learner.fit(inputs_only, outer_data=inputs_only, verbose=0)

@@ -79,8 +79,8 @@ class LearnHyperparameters(LearningCallback):
             numpy.arange(len(x)))`, or batches (inputs, targets, integers), of
             `inner_data` too. They are not saved with the model. `None`
             (default): examples have the sample weights that `fit` gets.
-        outer_loss: Keras loss. `None` (default): the compiled loss without the
-            regularization.
+        outer_loss: Keras loss, or a dictionary of them by output. `None`
+            (default): the compiled loss without the regularization.
         layer_state: `"carried"` (default) or, apart, `"frozen"`: see
             `keras_hposgld.training.keras_problem`.
         warmup_batches: Integer: no hyperparameter moves before so many
