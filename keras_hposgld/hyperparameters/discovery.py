@@ -106,7 +106,8 @@ def find_hyperparameters(model: keras.Model) -> list[Hyperparameter]:
 
     Raises:
         ValueError: If strengths were loaded from a file, and a weight of the
-            model cannot be found among those that the file names.
+            model cannot be found among those that the file names; or if a
+            learnable regularizer is an `activity_regularizer`.
 
     Example:
 
@@ -138,6 +139,7 @@ def owners_in(trainer: keras.Model, model: keras.Model) -> list[Hyperparameter]:
         model: Built `keras.Model`: `trainer`, or the model that it wraps. Its
             weights count, and have their addresses in it.
     """
+    _refuse_of_activities(model)
     _settle_owners(trainer, model)
     owners: dict[int, Hyperparameter] = {}
     for weight in model.trainable_variables:
@@ -152,6 +154,24 @@ def owners_in(trainer: keras.Model, model: keras.Model) -> list[Hyperparameter]:
         if is_owner and not isinstance(part, WeightHyperparameter):
             owners[id(part)] = part
     return list(owners.values())
+
+
+def _refuse_of_activities(model):
+    """Refuses what is for weights in a place for outputs, where it cannot be.
+
+    Raises:
+        ValueError: If a layer has a learnable regularizer of its outputs.
+    """
+    for layer in all_layers(model):
+        regularizer = getattr(layer, "activity_regularizer", None)
+        if isinstance(regularizer, WeightHyperparameter):
+            raise ValueError(
+                "`activity_regularizer` must not be a learnable regularizer, "
+                "whose strengths belong to weights. Received: "
+                f"activity_regularizer={regularizer!r} of the layer "
+                f"{layer.name!r}. Put "
+                "`keras_hposgld.layers.LearnableActivityPenalty()` after it."
+            )
 
 
 def _settle_owners(trainer, model):

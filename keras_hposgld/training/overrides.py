@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from keras_hposgld.hyperparameters.addresses import all_layers
+from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 
 # What `keras.Model.compile` sets and the methods below read. Those with an
 # underscore are private to Keras; they have no public names.
@@ -110,11 +111,15 @@ def compute_loss(
 def added_losses(model: keras.Model) -> list:
     """What the layers of a model added by `add_loss` when it was last called.
 
-    The regularization of weights is not among it.
+    Regularization is not among it: neither that of weights, nor what a
+    hyperparameter has added.
     """
     # Private to Keras, whose `losses` adds the regularization of weights.
     return [
-        loss for layer in all_layers(model) for loss in layer._get_own_losses()
+        loss
+        for layer in all_layers(model)
+        if not isinstance(layer, Hyperparameter)
+        for loss in layer._get_own_losses()
     ]
 
 

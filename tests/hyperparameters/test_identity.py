@@ -507,6 +507,13 @@ def test_activity_regularizer_is_refused():
     layer = L.Dense(2, activity_regularizer=l2())
     with pytest.raises(RuntimeError, match="not as `activity_regularizer`"):
         layer(X)
+    # Before anything is trained, whatever else there is to learn.
+    model = keras.Sequential([keras.Input((X.shape[1],)), layer, L.Dense(1)])
+    for attached in (None, l2()):
+        with pytest.raises(ValueError, match="LearnableActivityPenalty"):
+            hs.BilevelModel(model, regularizer=attached)
+    with pytest.raises(ValueError, match="LearnableActivityPenalty"):
+        hs.find_hyperparameters(model)
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")

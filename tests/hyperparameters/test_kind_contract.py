@@ -19,6 +19,7 @@ PLACES = {
     "l2": ("regularizer", {"initial_value": 1e-2}),
     "l1l2": ("regularizer", {"initial_value": 1e-2}),
     "weight_decay": ("regularizer", {"initial_value": 1e-2, "max_value": 9.0}),
+    "activity_penalty": ("last layer", {"initial_value": 0.2, "norm": "l1"}),
     "affine": ("layer", {"rotation": 10.0}),
     "dropout": ("layer", {"initial_rate": 0.3, "granularity": "input"}),
     "gaussian_noise": ("layer", {"initial_stddev": 0.3}),
@@ -48,6 +49,7 @@ def make_learner(alias):
             L.Dense(
                 3, kernel_regularizer=owner if place == "regularizer" else None
             ),
+            *([owner] if place == "last layer" else []),
         ]
     )
     learner = hs.BilevelModel(

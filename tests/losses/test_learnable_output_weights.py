@@ -169,8 +169,8 @@ class SharedWeight:
 
 
 def test_hypergradient_is_that_of_the_weighted_mean(float64, run):
-    # Weight and adjoint converge at the rate 1 - 0.5 (1 + s) = 0.05 per step, so
-    # that 15 steps leave nothing.
+    # Weight and adjoint converge at the rate 1 - 0.5 (1 + s) = 0.05 per step,
+    # so that 15 steps leave nothing.
     case, sampler = SharedWeight(), hs.SGLD(0.25)
     learner = hs.BilevelModel(case.model, seed=0)
     learner.compile(optimizer=hs.SGLD(0.1), loss=case.loss, outer_loss=JUDGE)
