@@ -39,8 +39,8 @@ def documented_objects():
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-# On this page each block goes on from the one before.
-SESSION = ROOT / "docs" / "getting_started.md"
+# On these pages each block goes on from the one before.
+SESSIONS = {"getting_started.md", "own_hyperparameter.md"}
 SLOW_PAGES = {
     "adjoint_sgld.md",
     "deployment.md",
@@ -56,7 +56,7 @@ PAGE_BLOCKS = [
     for page in PAGES
     for number, block in enumerate(
         ["".join(blocks(page.read_text()))]
-        if page == SESSION
+        if page.name in SESSIONS
         else blocks(page.read_text())
     )
 ]

@@ -5,6 +5,7 @@ from keras_hposgld.losses.learnable_gaussian_loss import LearnableGaussianLoss
 from keras_hposgld.losses.learnable_label_smoothing import (
     LearnableLabelSmoothing,
 )
+from keras_hposgld.losses.learnable_loss import LearnableLoss
 from keras_hposgld.losses.learnable_output_weights import LearnableOutputWeights
 from keras_hposgld.losses.learnable_taylor_loss import LearnableTaylorLoss
 from keras_hposgld.losses.output_weight import LearnableOutputWeight
@@ -13,6 +14,7 @@ __all__ = [
     "LearnableClassWeights",
     "LearnableGaussianLoss",
     "LearnableLabelSmoothing",
+    "LearnableLoss",
     "LearnableOutputWeight",
     "LearnableOutputWeights",
     "LearnableTaylorLoss",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from keras_hposgld.samplers.registry import REGISTRY as SAMPLERS
 
 FOLDER = pathlib.Path(__file__).parent
 GUIDE = FOLDER.parents[1] / "CONTRIBUTING.md"
+PAGE = FOLDER.parents[1] / "docs" / "own_hyperparameter.md"
 
 
 def load(name):
@@ -40,6 +42,13 @@ def registries_of_their_own(monkeypatch):
 def test_guide_holds_the_skeleton(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert f"```python\n{text}```" in GUIDE.read_text()
+
+
+def test_page_holds_the_temperature():
+    text = (FOLDER / "temperature.py").read_text()
+    assert f"```python\n{text}```" in PAGE.read_text()
+    code = [line for line in text.splitlines() if line.strip()]
+    assert len(code) <= 30
 
 
 def two_weights(decay=None):
@@ -189,3 +198,54 @@ def test_new_hyperparameter_is_learned_saved_and_exported(tmp_path, rng):
     assert isinstance(exported.layers[0], keras.layers.GaussianNoise)
     assert exported.layers[0].stddev == a
     np.testing.assert_allclose(exported(x), learner(x), rtol=1e-6)
+
+
+def test_temperature_is_the_best_one_on_the_outer_data(tmp_path, rng):
+    # The weights stand still, so that the law of T is one number's: Newton's
+    # method on the cross-entropy of logits / T, in NumPy.
+    kind = load("temperature").LearnedTemperature
+    x = rng.normal(size=(80, 4)).astype("float32")
+    y = np.where(
+        rng.random(80) < 0.4, rng.integers(0, 3, 80), x[:, :3].argmax(1)
+    )
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3), kind(0.6, max_value=8.0)]
+    )
+    model.layers[0].kernel.assign(3.0 * np.eye(4, 3))
+    learner = hs.BilevelModel(model, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner.compile(
+        optimizer=hs.SGLD(1e-9, seed=0),
+        loss=loss,
+        hypergradient=hs.estimators.HPOSGLD(0, 2),
+        hyper_optimizer=keras.optimizers.SGD(1.0),
+    )
+    arguments = dict(outer_data=(x[40:], y[40:]), batch_size=40, verbose=0)
+    learner.fit(x[:40], y[:40], steps_per_epoch=2 * 100, **arguments)
+    (value,) = learner.hyperparameter_values().values()
+    inverses = np.linspace(0.2, 2.0, 20001)
+    logits = x[40:] @ model.layers[0].kernel.numpy()
+    scaled = inverses[:, None, None] * logits
+    partition = np.log(np.exp(scaled).sum(-1)).mean(-1)
+    losses = partition - scaled[:, np.arange(40), y[40:]].mean(-1)
+    # As fine as the grid is.
+    np.testing.assert_allclose(1 / value, inverses[losses.argmin()], atol=1e-3)
+    assert value > 1.05
+    # Saved, loaded, gone on with; exported; refit.
+    learner.save(tmp_path / "learner.keras")
+    loaded = keras.models.load_model(tmp_path / "learner.keras")
+    assert loaded.hyperparameter_values().popitem()[1] == value
+    exported = learner.export()
+    assert type(exported.layers[-1]) is keras.layers.Rescaling
+    np.testing.assert_allclose(
+        exported(x), x @ model.layers[0].kernel.numpy() / value, rtol=1e-5
+    )
+    learner.refit(x, y, optimizer="sgd", verbose=0)
+    assert learner.hyperparameter_values().popitem()[1] == value
+
+
+def test_what_a_kind_needs_is_public():
+    for name in ("temperature", "hyperparameter_skeleton"):
+        text = (FOLDER / f"{name}.py").read_text()
+        used = set(re.findall(r"\b(?:hp|hs\.hyperparameters)\.(\w+)", text))
+        assert used and used <= set(hs.hyperparameters.__all__)
