@@ -1,0 +1,80 @@
+"""Which auxiliary tasks help? One learned weight for the loss of each output.
+
+Of few training digits the class is known. All have auxiliary targets: is it
+odd, how many loops has it, and ten random numbers, which only do harm. Chains
+of 60 steps from the start learn the weights on the loss of the class.
+
+    python examples/learn_output_weights.py [--quick]
+"""
+
+import sys
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+import keras_hposgld as hs
+
+CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+LOSSES = {"digit": CE, "odd": CE, "loops": CE, "noise": "mse"}
+
+
+def load_data(seed, begin, end):
+    """Inputs, targets, sample weights; zero where the class is not known."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(1797)[begin:end]
+    x, y = (part[rows] for part in load_digits(return_X_y=True))
+    loops = np.array([1, 0, 0, 0, 0, 0, 1, 0, 2, 1])[y]
+    noise = 3 * rng.normal(size=(len(y), 10))
+    known = np.repeat([1.0, 0.0, 1.0], [50, 250, 1497])[begin:end]
+    weights = dict.fromkeys(LOSSES, np.ones(len(x)))
+    weights["digit"] = known / known.mean()
+    y = {"digit": y, "odd": y % 2, "loops": loops, "noise": noise}
+    return (x / 16).astype("float32"), y, weights
+
+
+def make_model(seed):
+    keras.utils.set_random_seed(seed)
+    layer, x = keras.layers.Dense, keras.Input((64,))
+    hidden = layer(32, "relu")(layer(32, "relu")(x))
+    units = zip(LOSSES, (10, 2, 3, 10), strict=True)
+    return keras.Model(x, {k: layer(n, name=k)(hidden) for k, n in units})
+
+
+def learn(seed, chains):
+    """Weights for training from scratch: each chain begins at the start."""
+    loss = hs.losses.LearnableOutputWeights(LOSSES, fixed="digit")
+    rate = keras.optimizers.schedules.CosineDecay(0.3, chains)
+    outer = dict(hyper_optimizer=keras.optimizers.Adam(rate), start="initial")
+    outer |= dict(hypergradient=hs.estimators.RMD(60), outer_loss={"digit": CE})
+    learner = hs.BilevelModel(make_model(seed), seed=seed)
+    learner.compile(keras.optimizers.Adam(0.01), loss, **outer)
+    x, y, weights = load_data(seed, 0, 300)
+    fit = dict(outer_batch_size=150, steps_per_epoch=60 * chains, verbose=0)
+    fit["outer_data"] = load_data(seed, 300, 450)
+    learner.fit(x, y, 50, sample_weight=weights, **fit)
+    return list(loss.weights.values())
+
+
+def accuracy(seed, weights, end, epochs):
+    """On the rest, after plain training on the examples before `end`."""
+    losses = dict(zip(LOSSES, weights, strict=True))
+    model, (x, y, weights) = make_model(seed), load_data(seed, 0, end)
+    model.compile(keras.optimizers.Adam(0.005), LOSSES, losses)
+    model.fit(x, y, 50, epochs, verbose=0, sample_weight=weights)
+    x, y, _ = load_data(seed, 450, None)
+    return np.mean(model(x)["digit"].numpy().argmax(1) == y["digit"])
+
+
+def main(arguments):
+    chains, epochs, *seeds = (2, 2, 2) if arguments else (40, 60, 2, 3, 4, 5)
+    for seed in seeds:
+        rows = {"main": [1, 0, 0, 0], "all": [1, 1, 1, 1], "good": [1, 1, 1, 0]}
+        rows["learned"] = learn(seed, chains)
+        for name, weights in rows.items():
+            found = [accuracy(seed, weights, n, epochs) for n in (300, 450)]
+            print(seed, name, np.round(weights, 2), np.round(found, 3))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
