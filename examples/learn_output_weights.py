@@ -4,10 +4,8 @@ Of few training digits the class is known. All have auxiliary targets: is it
 odd, how many loops has it, and ten random numbers, which only do harm. Chains
 of 60 steps from the start learn the weights on the loss of the class.
 
-    python examples/learn_output_weights.py [--quick]
+    python examples/learn_output_weights.py
 """
-
-import sys
 
 import keras
 import numpy as np
@@ -46,9 +44,10 @@ def learn(seed, chains):
     loss = hs.losses.LearnableOutputWeights(LOSSES, fixed="digit")
     rate = keras.optimizers.schedules.CosineDecay(0.3, chains)
     outer = dict(hyper_optimizer=keras.optimizers.Adam(rate), start="initial")
-    outer |= dict(hypergradient=hs.estimators.RMD(60), outer_loss={"digit": CE})
+    outer |= {"hypergradient": hs.estimators.RMD(num_steps=60)}
     learner = hs.BilevelModel(make_model(seed), seed=seed)
-    learner.compile(keras.optimizers.Adam(0.01), loss, **outer)
+    adam = keras.optimizers.Adam(0.01)
+    learner.compile(adam, loss, outer_loss={"digit": CE}, **outer)
     x, y, weights = load_data(seed, 0, 300)
     fit = dict(outer_batch_size=150, steps_per_epoch=60 * chains, verbose=0)
     fit["outer_data"] = load_data(seed, 300, 450)
@@ -66,8 +65,8 @@ def accuracy(seed, weights, end, epochs):
     return np.mean(model(x)["digit"].numpy().argmax(1) == y["digit"])
 
 
-def main(arguments):
-    chains, epochs, *seeds = (2, 2, 2) if arguments else (40, 60, 2, 3, 4, 5)
+def main(quick=False):
+    chains, epochs, *seeds = (2, 2, 2) if quick else (40, 60, 2, 3, 4, 5)
     for seed in seeds:
         rows = {"main": [1, 0, 0, 0], "all": [1, 1, 1, 1], "good": [1, 1, 1, 0]}
         rows["learned"] = learn(seed, chains)
@@ -77,4 +76,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

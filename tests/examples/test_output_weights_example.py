@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.filterwarnings("ignore:The hyperparameters were updated")
 def test_learn_output_weights(capsys):
-    load("learn_output_weights").main(["--quick"])
+    load("learn_output_weights").main(quick=True)
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in rows] == [
         "main",

@@ -290,6 +290,19 @@ def test_training_goes_on_from_a_file(tmp_path, as_dict):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
+def test_plain_model_keeps_what_was_learned(tmp_path):
+    loss, model = make_loss(), make_model()
+    loss["color"].variable.assign(0.7)
+    model.compile("sgd", loss=loss)
+    expected = model.evaluate(*make_data(), verbose=0, return_dict=True)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert hs.losses.LearnableOutputWeights(loaded.loss).weights == loss.weights
+    found = loaded.evaluate(*make_data(), verbose=0, return_dict=True)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+
+
 def test_weights_are_shown_copied_and_held_in_a_refit():
     learner, other = make_learner(), make_learner()
     fit(learner)

@@ -231,7 +231,8 @@ def test_temperature_is_the_best_one_on_the_outer_data(tmp_path, rng):
     # As fine as the grid is.
     np.testing.assert_allclose(1 / value, inverses[losses.argmin()], atol=1e-3)
     assert value > 1.05
-    # Saved, loaded, gone on with; exported; refit.
+    np.testing.assert_allclose(model(x, training=True) / value, model(x), 1e-6)
+    # Saved and loaded; exported; refit.
     learner.save(tmp_path / "learner.keras")
     loaded = keras.models.load_model(tmp_path / "learner.keras")
     assert loaded.hyperparameter_values().popitem()[1] == value
