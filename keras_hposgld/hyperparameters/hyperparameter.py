@@ -150,6 +150,15 @@ class Hyperparameter(abc.ABC):
             end: `ChainEnd`, without slopes.
         """
 
+    def faults(self) -> list[str]:
+        """What speaks against its values when a `fit` ends that moved them.
+
+        Returns:
+            List of strings, each a warning: what was seen, in numbers, and the
+            way out. By default there are none.
+        """
+        return []
+
     def check_learning_rate(  # noqa: B027 - most have nothing to refuse
         self, learning_rate: float, scale: float | None = 1.0
     ) -> None:

@@ -8,6 +8,7 @@ from keras_hposgld.losses.learnable_label_smoothing import (
 from keras_hposgld.losses.learnable_loss import LearnableLoss
 from keras_hposgld.losses.learnable_output_weights import LearnableOutputWeights
 from keras_hposgld.losses.learnable_taylor_loss import LearnableTaylorLoss
+from keras_hposgld.losses.noisy_label_crossentropy import NoisyLabelCrossentropy
 from keras_hposgld.losses.output_weight import LearnableOutputWeight
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "LearnableOutputWeight",
     "LearnableOutputWeights",
     "LearnableTaylorLoss",
+    "NoisyLabelCrossentropy",
 ]

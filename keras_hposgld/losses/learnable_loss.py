@@ -7,6 +7,9 @@ config holds what was learned, since Keras saves a loss by its config.
 """
 
 import abc
+import contextlib
+import threading
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -14,6 +17,30 @@ import tensorflow as tf
 
 from keras_hposgld.hyperparameters.hyperparameter import Hyperparameter
 from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
+
+_asked = threading.local()
+
+
+@contextlib.contextmanager
+def curvature_from_above() -> Iterator[None]:
+    """In it, losses may bend more than they do, but not less.
+
+    What looks for the largest step that is stable asks so. The second
+    derivatives of a loss may cancel at one place, and not beside it: a loss of
+    which that is true takes a function there that touches it from above, with
+    the same first derivatives.
+    """
+    before = getattr(_asked, "is_open", False)
+    _asked.is_open = True
+    try:
+        yield
+    finally:
+        _asked.is_open = before
+
+
+def asks_from_above() -> bool:
+    """Whether `curvature_from_above` is open."""
+    return getattr(_asked, "is_open", False)
 
 
 class LearnableLoss(Hyperparameter, keras.losses.Loss):
@@ -77,6 +104,14 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
             return tf.nn.log_softmax(y_pred)
         smallest = keras.config.epsilon()
         return tf.math.log(tf.clip_by_value(y_pred, smallest, 1.0))
+
+    def num_terms(self, y_pred: tf.Tensor) -> int:
+        """Over how many numbers of an example the loss is a mean.
+
+        Args:
+            y_pred: Tensor, the predictions of a batch.
+        """
+        return 1
 
     def targets(self, y_true, y_pred) -> tf.Tensor:
         """Targets as one-hot vectors, `(n, num_classes)`.

@@ -38,9 +38,15 @@ def given_or_default(optimizer: Any, hypergradient: Any) -> Any:
 
 
 def check_owners(
-    owners: list[Hyperparameter], initial_weights: Any, outer_loss: Any
+    owners: list[Hyperparameter],
+    initial_weights: Any,
+    outer_loss: Any,
+    estimator: HypergradientEstimator,
 ) -> None:
     """Checks that there is something to learn, and something to judge it.
+
+    Without an outer objective the training data judge, and what they cannot
+    judge is refused elsewhere.
 
     Raises:
         ValueError: If not.
@@ -62,7 +68,7 @@ def check_owners(
             f"shrinkage={shrunk[0].shrinkage}. Pass `shrinkage=0.0`."
         )
     learned = [owner for owner in owners if owner.needs_outer_loss]
-    if learned and outer_loss is None:
+    if learned and outer_loss is None and estimator.needs_outer:
         raise ValueError(
             "`outer_loss` must be given where the loss is learned: a loss that "
             "judges itself would learn to be small. Received: "

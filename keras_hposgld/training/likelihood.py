@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_hposgld.losses.learnable_loss import LearnableLoss
 from keras_hposgld.training.posterior_average import losses_of_outputs
 
 # Of Keras's own losses. In each axis but those that it sums over it is a mean.
@@ -155,7 +156,9 @@ def check_terms(name: str, pairs: list[tuple], has_temperature: bool) -> None:
 
 
 def _number_of_terms(loss: Any, y_pred: tf.Tensor) -> int:
-    """Over how many numbers of an example one of Keras's losses is a mean."""
+    """Over how many numbers of an example a loss is a mean."""
+    if isinstance(loss, LearnableLoss):
+        return loss.num_terms(y_pred)
     kind = _of_keras(loss)
     if kind in OF_NUMBERS:
         return math.prod(y_pred.shape[1:])

@@ -129,7 +129,9 @@ class OuterLevel(keras.layers.Layer):
                 for the bound of the strengths, or if an optimizer was built
                 for other variables than those that there are now.
         """
-        checks.check_owners(owners, initial_weights, self.outer_loss)
+        checks.check_owners(
+            owners, initial_weights, self.outer_loss, self.estimator
+        )
         check_outputs(self.outer_loss, model)
         self.hyperprior.owners = self.own_rules.owners = lambda: owners
         optimizer = sampler.keras_optimizer()

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_hposgld.core.loop import run_steps
+from keras_hposgld.losses.learnable_loss import LearnableLoss
 
 
 class Numbers:
@@ -134,6 +135,7 @@ def _kind_of(loss: Any) -> Numbers:
     of_classes = (
         keras.losses.CategoricalCrossentropy,
         keras.losses.SparseCategoricalCrossentropy,
+        LearnableLoss,
     )
     if isinstance(loss, of_classes):
         return SoftmaxLogits(getattr(loss, "axis", -1))

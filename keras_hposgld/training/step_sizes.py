@@ -18,6 +18,7 @@ from keras_hposgld.core.vectors import norm
 from keras_hposgld.core.vectors import plus_scaled
 from keras_hposgld.estimators import Chain
 from keras_hposgld.estimators import curvature
+from keras_hposgld.losses.learnable_loss import curvature_from_above
 from keras_hposgld.samplers import Sampler
 from keras_hposgld.samplers.noise import fold_in
 from keras_hposgld.training.heat import Heat
@@ -122,9 +123,10 @@ class StepSizes(keras.layers.Layer):
             return make_chain(placement.average), start(), batch_at(batches, 0)
 
         def of_blocks(batches: Any, blocks: tf.Tensor) -> tf.Tensor:
-            return curvature.largest_of_blocks(
-                *chain(batches), blocks, FOR_BLOCKS, seed, in_loop
-            )
+            with curvature_from_above():
+                return curvature.largest_of_blocks(
+                    *chain(batches), blocks, FOR_BLOCKS, seed, in_loop
+                )
 
         def in_one_round(blocks: tf.Tensor, index: Any) -> tf.Tensor:
             return placement.first(
@@ -137,9 +139,11 @@ class StepSizes(keras.layers.Layer):
             return curvature.repeat(in_one_round, blocks, ROUNDS, in_loop)
 
         def of_all(batches: Any, blocks: tf.Tensor) -> tuple:
-            return curvature.largest_eigenvalue(
-                *chain(batches), blocks, self._stirred(seed), FOR_ALL, in_loop
-            )
+            stirred = self._stirred(seed)
+            with curvature_from_above():
+                return curvature.largest_eigenvalue(
+                    *chain(batches), blocks, stirred, FOR_ALL, in_loop
+                )
 
         slots = sampler.state_variables["step_size"]
         before = _blocks_of(slots)

@@ -84,6 +84,7 @@ class Verdict:
             self._at_bound(),
             self._too_many(),
             self._memorized(),
+            *self._of_owners(),
         ):
             if fault is not None:
                 warnings.warn(fault, stacklevel=3)
@@ -158,6 +159,12 @@ class Verdict:
             f"data ask for more. Received: {paths[:5]}. Raise `max_value`, "
             "with `learning_rate * max_value` below 1."
         )
+
+    def _of_owners(self) -> list[str]:
+        """What the kinds say of themselves, once they have moved."""
+        if self._updates() == self.num_updates:
+            return []
+        return [fault for owner in self.owners for fault in owner.faults()]
 
     def _too_many(self) -> str | None:
         number = sum(

@@ -27,6 +27,7 @@ PLACES = {
     "class_weights": ("loss", {"num_classes": 3, "from_logits": True}),
     "label_smoothing": ("loss", {"from_logits": True}),
     "output_weight": ("loss", {"loss": CROSS_ENTROPY, "max_value": 4.0}),
+    "noisy_labels": ("loss", {"num_classes": 3, "from_logits": True}),
     "gaussian_loss": ("likelihood", {"initial_value": 0.5}),
     "example_weights": ("example_weights", {"num_examples": 16}),
     "source_weights": ("source_weights", {"num_sources": 4}),

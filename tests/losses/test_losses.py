@@ -19,6 +19,12 @@ START = {
     "class_weights": lambda **a: hs.losses.LearnableClassWeights(
         3, initial_value=[0.5, 1.0, 3.0], max_value=5.0, **a
     ),
+    "noise_rate": lambda **a: hs.losses.NoisyLabelCrossentropy(
+        3, initial_value=0.2, max_value=0.5, **a
+    ),
+    "noise_matrix": lambda **a: hs.losses.NoisyLabelCrossentropy(
+        3, "matrix", 0.3, **a
+    ),
 }
 each_loss = pytest.mark.parametrize("kind", START)
 
