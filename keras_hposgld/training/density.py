@@ -110,7 +110,8 @@ def check_density(learner: keras.Model, owners: list[Hyperparameter]) -> None:
                 f"is smallest. Received: {owner!r}. Use `LearnableL2`, "
                 "`LearnableL1` or `LearnableL1L2` for strengths, also in the "
                 "place of `LearnableWeightDecay`, and `LearnableGaussianLoss` "
-                f"for the noise of a regression; or {WITH_OUTER_DATA}."
+                "for the noise of a regression, `NoisyLabelCrossentropy` for "
+                f"wrong labels; or {WITH_OUTER_DATA}."
             )
     clipping = [
         limit

@@ -115,7 +115,14 @@ def test_sure_predictions_and_tiny_rates_cost_finite_numbers(noise):
         value = loss([1], y)
     for source in (y, loss.variable.value):
         assert np.isfinite(tape.gradient(value, source)).all()
-    # As a model of half precision gives them.
+    # A noise that is zero in float32, too: no label is impossible.
+    rows = 200.0 * np.eye(CLASSES)
+    loss.variable.assign(-200.0 if noise == "rate" else rows)
+    np.testing.assert_allclose(loss([1], logits), 60.0, rtol=1e-6)
+
+
+@each_noise
+def test_half_precision_is_widened(noise):
     for dtype in ("float16", "bfloat16"):
         half = tf.cast(tf.constant([[9.0, -9.0, 0.0, 1.0]]), dtype)
         loss, matrix = make_loss(noise, from_logits=True)
@@ -217,7 +224,14 @@ def test_rule_steps_towards_the_counts_of_em(noise, prior, rng, float64):
     first, now = matrix, loss.noise_matrix().numpy()
     counts = expected_counts(labels, p, now)
     weight = prior / 500
-    ((_, new),) = loss.renewed(end_of_chain(loss, labels, p, number=300))
+    end = end_of_chain(loss, labels, p, number=300)
+    ((_, new),) = loss.renewed(end)
+    # Two outputs: twice as many labels, and so is what they sum up to.
+    twice = Noisy(CLASSES, noise, MATRICES[noise][0], prior_labels=2 * prior)
+    twice.variable.assign(loss.variable)
+    twice.num_outputs = 2
+    ((_, same),) = twice.renewed(end._replace(slope=lambda _: 2 * end.slope(0)))
+    np.testing.assert_allclose(same, new, rtol=1e-12)
     loss.variable.assign(new)
     after = loss.noise_matrix().numpy()
     if noise == "rate":
