@@ -33,6 +33,16 @@ Evidence: `SGLD("auto")`, 2000 steps, all else at its default. Adam: 1e-3 for
     matrix_outer           Adam, T learned on the right labels by the callback,
                            a chain apart every 20 batches, Adam(0.1) for T
 
+Added when first rows had shown a weak baseline (Adam without a penalty on many
+features), and a flip rate that was found too small:
+
+    logistic               logistic regression, its strength by 3-fold
+                           cross-validation on the noisy labels
+    logistic_right         the same on the right labels alone
+    logistic_both          the same on noisy and right labels together
+    rate_long              as rate, with four times the steps
+    rate_linear            as rate, with a linear model
+
 A row has the accuracy on right test labels; the share of the labels that is
 flipped, and the one found; the AUC of telling wrong training labels from right
 ones, by 1 - p[label]; and the seconds of processor time. Rows that are there
@@ -50,227 +60,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from sklearn import datasets  # noqa: E402
+from labels.methods import METHODS  # noqa: E402
+from labels.methods import OUTER  # noqa: E402
+from labels.tasks import LARGE  # noqa: E402
+from labels.tasks import large_task  # noqa: E402
+from labels.tasks import SMALL  # noqa: E402
+from labels.tasks import small_task  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
-from sklearn.model_selection import train_test_split  # noqa: E402
-
-import keras_hposgld as hs  # noqa: E402
 
 FIELDS = "set seed method accuracy flipped found auc seconds".split()
-SMALL = ("digits", "breast_cancer", "wine")
-LARGE = ("cifar10n", "trec_weak")
-FLIPPED = 0.3
-STEPS = 2000
-NUM_INNER = 8000  # of CIFAR-10N
-PLAIN = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-class Task:
-    """Noisy training labels, and right ones to judge by.
-
-    Attributes:
-        train: Inputs, noisy labels and true ones.
-        outer: Inputs and right labels, or `None`.
-        test: Likewise.
-        hidden: Tuple: the units of the hidden layers.
-        epochs: Integer, for Adam.
-    """
-
-    def __init__(self, train, outer, test, hidden, epochs):
-        mean, deviation = train[0].mean(0), train[0].std(0) + 1e-6
-        self.train, self.outer, self.test = (
-            part and (scaled(part[0], mean, deviation), *part[1:])
-            for part in (train, outer, test)
-        )
-        self.hidden, self.epochs = hidden, epochs
-        self.num_classes = int(max(self.train[2].max(), self.test[1].max())) + 1
-
-
-def scaled(x, mean, deviation):
-    return ((x - mean) / deviation).clip(-5, 5).astype("float32")
-
-
-def small_task(name, seed):
-    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    x, x_test, y, y_test = train_test_split(
-        x, y, test_size=0.5, random_state=seed, stratify=y
-    )
-    rng, number = np.random.default_rng(seed), y.max() + 1
-    other = (y + rng.integers(1, number, len(y))) % number
-    noisy = np.where(rng.uniform(size=len(y)) < FLIPPED, other, y)
-    return Task((x, noisy, y), None, (x_test, y_test), (50,), 60)
-
-
-def large_task(name, data, features):
-    raw = np.load(data / f"{name}.npz", allow_pickle=True)
-    if name == "cifar10n":
-        x = np.load(features / "cifar10n_effnet.npz")
-        inner, outer = slice(NUM_INNER), slice(NUM_INNER, NUM_INNER + 1000)
-        train = x["train"][inner], raw["worse"][inner], raw["clean"][inner]
-        right = x["train"][outer], raw["clean"][outer]
-        test = x["test"], raw["test_y"]
-    else:
-        parts = ("train", "valid", "test")
-        x = trec_features(raw, parts, features)
-        labels = {part: raw[f"{part}_label"] for part in parts}
-        train = x["train"], raw["hard_labels"], labels["train"]
-        right, test = ((x[part], labels[part]) for part in parts[1:])
-    return Task(train, right, test, (), 20)
-
-
-def trec_features(raw, parts, features):
-    if features:
-        return np.load(features / "trec_minilm.npz")
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    x = [words.fit_transform(raw["train_text"])]
-    x += [words.transform(raw[f"{part}_text"]) for part in parts[1:]]
-    svd = TruncatedSVD(200, random_state=0).fit(x[0])
-    return dict(zip(parts, map(svd.transform, x), strict=True))
-
-
-# Methods: functions of a task and a seed, which return a function from inputs
-# to probabilities, and the share of flipped labels that was found.
-
-
-def network(task):
-    return keras.Sequential(
-        [
-            keras.Input(task.train[0].shape[1:]),
-            *(keras.layers.Dense(units, "tanh") for units in task.hidden),
-            keras.layers.Dense(task.num_classes),
-        ]
-    )
-
-
-def predictor(model):
-    return lambda x: np.asarray(
-        keras.ops.softmax(model.predict(x, batch_size=1000, verbose=0))
-    )
-
-
-def noise_model(task, noise, *first):
-    return hs.losses.NoisyLabelCrossentropy(
-        task.num_classes, noise, *first, from_logits=True
-    )
-
-
-def found_by(loss, probabilities):
-    """The share of flipped labels, over the classes that are predicted."""
-    kept = np.diag(loss.noise_matrix())
-    return float(1 - probabilities.mean(0) @ kept)
-
-
-def evidence(noise):
-    def run(task, seed):
-        loss = noise_model(task, noise) if noise else PLAIN
-        learner = hs.BilevelModel(network(task), seed=seed)
-        learner.compile(
-            hs.SGLD("auto", seed=seed),
-            loss,
-            hypergradient="evidence",
-            steps_per_execution=100,
-        )
-        learner.fit(*task.train[:2], steps_per_epoch=STEPS, verbose=0)
-        predict = predictor(learner)
-        if not noise:
-            return predict, None
-        return predict, found_by(loss, predict(task.train[0]))
-
-    return run
-
-
-def adam(make_loss, choose=lambda task: task.train[:2]):
-    def run(task, seed):
-        model, loss = network(task), make_loss(task)
-        model.compile(keras.optimizers.Adam(1e-3), loss)
-        x, y = choose(task)
-        model.fit(x, y, batch_size=64, epochs=task.epochs, verbose=0)
-        return predictor(model), None
-
-    return run
-
-
-def true_matrix(task):
-    """T of the training labels, a thousandth of it spread evenly."""
-    counts = np.zeros((task.num_classes, task.num_classes))
-    np.add.at(counts, (task.train[2], task.train[1]), 1)
-    matrix = counts / counts.sum(1, keepdims=True)
-    return 0.999 * matrix + 0.001 / task.num_classes
-
-
-def forward(task):
-    loss = noise_model(task, "matrix")
-    loss.variable.assign(np.log(true_matrix(task)))  # also where it is weak
-    return loss
-
-
-def generalized(task, q=0.7):
-    def loss(y_true, y_pred):
-        p = keras.ops.softmax(y_pred)
-        one_hot = keras.ops.one_hot(
-            keras.ops.reshape(y_true, (-1,)), task.num_classes
-        )
-        return (1 - keras.ops.sum(one_hot * p, -1) ** q) / q
-
-    return loss
-
-
-def matrix_outer(task, seed):
-    model, loss = network(task), noise_model(task, "matrix")
-    model.compile(keras.optimizers.Adam(1e-3), loss)
-    callback = hs.callbacks.LearnHyperparameters(
-        task.outer,
-        chain="apart",
-        every=20,
-        hyper_optimizer=keras.optimizers.Adam(0.1),
-        batch_size=64,
-        outer_loss=PLAIN,
-        seed=seed,
-    )
-    model.fit(
-        *task.train[:2],
-        batch_size=64,
-        epochs=task.epochs,
-        callbacks=[callback],
-        verbose=0,
-    )
-    predict = predictor(model)
-    return predict, found_by(loss, predict(task.train[0]))
-
-
-def cleanlab(task, seed):
-    from cleanlab.classification import CleanLearning
-    from sklearn.linear_model import LogisticRegression
-
-    strength = 1.0 if task.hidden else 1e-2
-    inner = LogisticRegression(C=strength, max_iter=300)
-    model = CleanLearning(inner, seed=seed).fit(*task.train[:2])
-    return model.predict_proba, None
-
-
-def joined(task):
-    (x, y, _), (x_outer, y_outer) = task.train, task.outer
-    return np.concatenate([x, x_outer]), np.concatenate([y, y_outer])
-
-
-METHODS = {
-    "plain": evidence(None),
-    "rate": evidence("rate"),
-    "matrix": evidence("matrix"),
-    "adam": adam(lambda task: PLAIN),
-    "gce": adam(generalized),
-    "forward": adam(forward),
-    "truth": adam(lambda task: PLAIN, lambda task: task.train[::2]),
-    "cleanlab": cleanlab,
-}
-OUTER = {
-    "right": adam(lambda task: PLAIN, lambda task: task.outer),
-    "both": adam(lambda task: PLAIN, joined),
-    "matrix_outer": matrix_outer,
-}
 
 
 def compute(task, method, seed):
