@@ -40,7 +40,7 @@ features), and a flip rate that was found too small:
                            cross-validation on the noisy labels
     logistic_right         the same on the right labels alone
     logistic_both          the same on noisy and right labels together
-    rate_long              as rate, with four times the steps
+    plain_long, rate_long  as plain and rate, with four times the steps
     rate_linear            as rate, with a linear model
 
 A row has the accuracy on right test labels; the share of the labels that is

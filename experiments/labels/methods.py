@@ -159,6 +159,7 @@ METHODS = {
     "truth": adam(lambda task: PLAIN, lambda task: task.train[::2]),
     "cleanlab": cleanlab,
     "logistic": logistic(lambda task: task.train[:2]),
+    "plain_long": evidence(None, times=4),
     "rate_long": evidence("rate", times=4),
     "rate_linear": evidence("rate", is_linear=True),
 }

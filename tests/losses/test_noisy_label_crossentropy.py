@@ -326,6 +326,7 @@ def test_what_was_learned_is_in_its_config(noise):
         keras.saving.serialize_keras_object(loss)
     )
     assert copy.get_config() == loss.get_config()
+    assert copy.prior_labels == 3.0 and copy.noise == noise
     np.testing.assert_array_equal(copy.noise_matrix(), loss.noise_matrix())
 
 
