@@ -40,6 +40,9 @@ features), and a flip rate that was found too small:
                            cross-validation on the noisy labels
     logistic_right         the same on the right labels alone
     logistic_both          the same on noisy and right labels together
+    decay_outer            Adam, cross-entropy, weight decay learned on the
+                           right labels by the callback at its defaults
+    matrix_decay           the same, and T learned as well
     plain_long, rate_long  as plain and rate, with four times the steps
     rate_linear            as rate, with a linear model
 

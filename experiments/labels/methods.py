@@ -125,6 +125,34 @@ def matrix_outer(task, seed):
     return predict, found_by(loss, predict(task.train[0]))
 
 
+def decay_outer(noise):
+    def run(task, seed):
+        model = network(task)
+        decay = hs.regularizers.LearnableWeightDecay(0.1)
+        loss = noise_model(task, noise) if noise else PLAIN
+        model.compile(keras.optimizers.Adam(1e-3), loss)
+        callback = hs.callbacks.LearnHyperparameters(
+            task.outer,
+            batch_size=64,
+            regularizer=decay,
+            outer_loss=PLAIN,
+            seed=seed,
+        )
+        model.fit(
+            *task.train[:2],
+            batch_size=64,
+            epochs=task.epochs,
+            callbacks=[callback],
+            verbose=0,
+        )
+        predict = predictor(model)
+        if not noise:
+            return predict, None
+        return predict, found_by(loss, predict(task.train[0]))
+
+    return run
+
+
 def cleanlab(task, seed):
     from cleanlab.classification import CleanLearning  # may not be there
 
@@ -167,6 +195,8 @@ OUTER = {
     "right": adam(lambda task: PLAIN, lambda task: task.outer),
     "both": adam(lambda task: PLAIN, joined),
     "matrix_outer": matrix_outer,
+    "decay_outer": decay_outer(None),
+    "matrix_decay": decay_outer("matrix"),
     "logistic_right": logistic(lambda task: task.outer),
     "logistic_both": logistic(joined),
 }

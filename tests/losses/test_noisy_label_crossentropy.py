@@ -275,7 +275,7 @@ def test_noise_that_leaves_the_classes_open_is_told():
     weak = T.copy()
     weak[1] = [0.3, 0.45, 0.2, 0.05]
     (fault,) = Noisy(CLASSES, "matrix", weak).faults()
-    assert "of 1 classes" in fault and "{1: 0.45}" in fault
+    assert "of 1 class to" in fault and "{1: 0.45}" in fault
 
 
 @pytest.mark.parametrize(
