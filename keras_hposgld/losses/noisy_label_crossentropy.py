@@ -252,9 +252,9 @@ class NoisyLabelCrossentropy(LearnableLoss):
             f"The learned noise matrix takes less than {TRUSTED:.0%} of the "
             f"labels of {rows.size} class{'es' * (rows.size > 1)} to be "
             "right, so that classes may have changed places, or the noise "
-            f"explains what the model should. Received: {shares}, by class. Look at `noise_matrix()`; "
-            'use `noise="rate"`, more `prior_labels` or outer data whose '
-            "labels are right."
+            f"explains what the model should. Received: {shares}, by class. "
+            'Look at `noise_matrix()`; use `noise="rate"`, more `prior_labels` '
+            "or outer data whose labels are right."
         ]
 
     def get_config(self) -> dict:
