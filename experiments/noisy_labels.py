@@ -44,7 +44,8 @@ features), and a flip rate that was found too small:
                            right labels by the callback at its defaults
     matrix_decay           the same, and T learned as well
     plain_long, rate_long  as plain and rate, with four times the steps
-    rate_linear            as rate, with a linear model
+    plain_linear,          as plain and rate, with a linear model
+    rate_linear
 
 A row has the accuracy on right test labels; the share of the labels that is
 flipped, and the one found; the AUC of telling wrong training labels from right

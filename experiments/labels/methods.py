@@ -189,6 +189,7 @@ METHODS = {
     "logistic": logistic(lambda task: task.train[:2]),
     "plain_long": evidence(None, times=4),
     "rate_long": evidence("rate", times=4),
+    "plain_linear": evidence(None, is_linear=True),
     "rate_linear": evidence("rate", is_linear=True),
 }
 OUTER = {

@@ -78,9 +78,7 @@ def test_a_choice_sees_neither_validation_nor_test_part(experiment, files):
     np.testing.assert_array_equal(both[order[0]], whole.x[order[1]])
     assert len(cut.pool[0]) == len(cut.test[0]) == 500
     # Each vote stands beside the text that it is about.
-    np.testing.assert_array_equal(
-        cut.votes[cut.rows, cut.sources], cut.labels
-    )
+    np.testing.assert_array_equal(cut.votes[cut.rows, cut.sources], cut.labels)
 
 
 def test_gradient_of_an_example_is_that_of_its_loss(experiment, files):
