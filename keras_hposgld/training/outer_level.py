@@ -124,14 +124,12 @@ class OuterLevel(keras.layers.Layer):
 
         Raises:
             ValueError: If there are no hyperparameters, if a learned loss has
-                no outer loss beside it, if `outer_loss` names an output that
-                the model does not have, if the learning rate is too large
-                for the bound of the strengths, or if an optimizer was built
-                for other variables than those that there are now.
+                no outer loss beside it, if `outer_loss` names an unknown
+                output, if the learning rate is too large for the bound of the
+                strengths, or if an optimizer was built for other variables.
         """
-        checks.check_owners(
-            owners, initial_weights, self.outer_loss, self.estimator
-        )
+        judge = (self.outer_loss, self.estimator)
+        checks.check_owners(owners, initial_weights, *judge)
         check_outputs(self.outer_loss, model)
         self.hyperprior.owners = self.own_rules.owners = lambda: owners
         optimizer = sampler.keras_optimizer()
