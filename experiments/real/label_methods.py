@@ -6,11 +6,10 @@ test accuracy after its refit, and the share of the given labels that it keeps.
 """
 
 import functools
+import importlib.util
 import math
 import warnings
 
-import cleanlab.filter
-import cleanlab.rank
 import keras
 import numpy as np
 from scipy.stats import rankdata
@@ -191,14 +190,13 @@ def cleanlab_outer(run):
 
 
 def _cleanlab(run, probabilities):
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class that no label names
-        issues = cleanlab.filter.find_label_issues(
-            run.part.given, probabilities
-        )
-        quality = cleanlab.rank.get_label_quality_scores(
-            run.part.given, probabilities
-        )
+        issues = find_label_issues(run.part.given, probabilities)
+        quality = get_label_quality_scores(run.part.given, probabilities)
     return run.auc(-quality), *run.filtered(~issues)
 
 
@@ -251,6 +249,13 @@ def ours_twice(run):
     return _ours(run, *run.ours([refit]))
 
 
+def ours_outer_twice(run):
+    """ours, outer, twice."""
+    _, probabilities = run.ours([run.outer_model])
+    refit = run.corrected(probabilities)
+    return _ours(run, *run.ours([run.outer_model, refit]))
+
+
 def ours_filter(run):
     """ours, filter in place of correction."""
     scores, _ = run.ours()
@@ -275,10 +280,26 @@ def true_labels(run):
     return NONE, run.accuracy(model), 1.0
 
 
+CLEANLAB = (cleanlab_cross_validated, cleanlab_outer)
 METHODS = (
     *(at_random, no_cleaning, both, cross_validated),
-    *(cleanlab_cross_validated, cleanlab_outer, outer_alone, outer_filter),
+    *(*CLEANLAB, outer_alone, outer_filter),
     *(weights_alone, margins_alone, weights_and_margins),
-    *(ours, ours_filter, ours_and_outer, ours_twice),
+    *(ours, ours_filter, ours_and_outer, ours_twice, ours_outer_twice),
     *(perfect_filter, true_labels),
 )
+
+
+def methods(names=()):
+    """Name and function of those of these names, or of all.
+
+    Those of cleanlab are left out where it is not installed.
+    """
+    has_cleanlab = importlib.util.find_spec("cleanlab") is not None
+    named = {one.__doc__.splitlines()[0].rstrip("."): one for one in METHODS}
+    return {
+        name: method
+        for name, method in named.items()
+        if (not names or name in names)
+        and (has_cleanlab or method not in CLEANLAB)
+    }
