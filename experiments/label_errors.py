@@ -53,6 +53,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE / "real"))
 
 import label_methods  # noqa: E402
+import label_run  # noqa: E402
 import label_sets  # noqa: E402
 
 FIELDS = ("task", "seed", "method", "auc", "accuracy", "kept", "seconds")
@@ -74,7 +75,7 @@ def parse(arguments):
 
 def rows_of(task, part, seed, quick, names):
     """Rows of the methods on one task with one seed."""
-    run = label_methods.Run(part, seed, quick)
+    run = label_run.Run(part, seed, quick)
     for name, method in label_methods.methods(names).items():
         keras.utils.set_random_seed(seed)
         begin = time.process_time()

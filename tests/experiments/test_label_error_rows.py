@@ -27,7 +27,7 @@ def test_all_rows_are_written_and_the_oracle_is_right(
     load, tmp_path, monkeypatch
 ):
     methods = load("label_methods")
-    monkeypatch.setattr(methods, "RATE", 0.1)  # of 20 steps
+    monkeypatch.setattr(load("label_run"), "RATE", 0.1)  # of 20 steps
     path = tmp_path / "rows.csv"
     arguments = ["--quick", "--tasks", "trec", "--seeds", "3"]
     rows = load("label_errors").main([*arguments, "--out", str(path)])
