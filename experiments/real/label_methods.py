@@ -12,6 +12,8 @@ import warnings
 import numpy as np
 from scipy.stats import rankdata
 
+from keras_hposgld.diagnostics.label_channel import fit_label_channel
+
 NONE = math.nan
 
 
@@ -73,6 +75,16 @@ def outer_filter(run):
     probabilities = run.probabilities(run.outer_model)
     keeps = probabilities.argmax(1) == run.part.given
     return run.auc(run.loss(probabilities)), *run.filtered(keeps)
+
+
+def outer_channel(run):
+    """outer data alone, channel, correction."""
+    probabilities = run.probabilities(run.outer_model)
+    fit = fit_label_channel(
+        np.log(np.maximum(probabilities, 1e-12)), run.part.given
+    )
+    scores = 1.0 - fit.posterior[run.rows, run.part.given]
+    return _ours(run, scores, fit.posterior)
 
 
 def weights_alone(run):
@@ -145,7 +157,7 @@ def true_labels(run):
 CLEANLAB = (cleanlab_cross_validated, cleanlab_outer)
 METHODS = (
     *(at_random, no_cleaning, both, cross_validated),
-    *(*CLEANLAB, outer_alone, outer_filter),
+    *(*CLEANLAB, outer_alone, outer_filter, outer_channel),
     *(weights_alone, margins_alone, weights_and_margins),
     *(ours, ours_filter, ours_and_outer, ours_twice, ours_outer_twice),
     *(perfect_filter, true_labels),
