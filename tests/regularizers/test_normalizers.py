@@ -190,11 +190,14 @@ def test_half_precision_is_summed_in_float32():
     )
 
 
-def test_only_penalties_and_a_likelihood_are_densities():
+def test_only_penalties_and_likelihoods_are_densities():
     arguments = {
         "affine": {"rotation": 10.0},
         "class_weights": {"num_classes": 3},
         "example_weights": {"num_examples": 5},
+        "noisy_labels": {"num_classes": 3},
+        "output_weight": {"loss": "mse"},
+        "source_weights": {"num_sources": 3},
     }
     known = set()
     for alias in REGISTRY.aliases:
@@ -204,7 +207,7 @@ def test_only_penalties_and_a_likelihood_are_densities():
             owner.attach(weight)
         if owner.log_normalizer(0.1) is not None:
             known.add(alias)
-    assert known == {*KINDS, "gaussian_loss"}
+    assert known == {*KINDS, "gaussian_loss", "noisy_labels"}
 
 
 @pytest.mark.parametrize("kind, number", [("l1", None), ("l2", 2), ("l1l2", 2)])
