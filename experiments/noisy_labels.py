@@ -54,7 +54,6 @@ are not computed again. At the end all are printed, and their means.
 """
 
 import argparse
-import csv
 import os
 import pathlib
 import time
@@ -64,6 +63,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import row_file  # noqa: E402
 from labels.methods import METHODS  # noqa: E402
 from labels.methods import OUTER  # noqa: E402
 from labels.tasks import LARGE  # noqa: E402
@@ -97,22 +97,6 @@ def compute(task, method, seed):
     }
 
 
-def read(path):
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def add(path, row):
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def show(rows):
     for row in rows:
         print(*(row[field] for field in FIELDS))
@@ -139,7 +123,9 @@ def main(arguments=None):
     parser.add_argument("--methods", default=",".join([*METHODS, *OUTER]))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
-    done = {(r["set"], r["seed"], r["method"]) for r in read(options.out)}
+    done = {
+        (r["set"], r["seed"], r["method"]) for r in row_file.read(options.out)
+    }
     for name in options.sets.split(","):
         needs = options.data and (options.features or name == "trec_weak")
         if name in LARGE and not needs:
@@ -165,10 +151,10 @@ def main(arguments=None):
                 row = dict(zip(FIELDS, key, strict=False)) | {
                     name: f"{value:.4g}" for name, value in row.items()
                 }
-                add(options.out, row)
+                row_file.append(options.out, row)
                 print(*row.values(), flush=True)
                 keras.backend.clear_session()
-    show(read(options.out))
+    show(row_file.read(options.out))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np  # noqa: E402
+import row_file  # noqa: E402
 from sources import table  # noqa: E402
 from sources.heads import accuracy  # noqa: E402
 from sources.methods import METHODS  # noqa: E402
@@ -67,7 +67,7 @@ def draws_of(number, draws):
 
 
 def compute(arguments):
-    rows = table.read(arguments.out)
+    rows = row_file.read(arguments.out)
     done = {tuple(row[key] for key in table.KEYS) for row in rows}
     texts = Texts(arguments.data, arguments.features, arguments.choose)
     for number in NUMBERS:
@@ -91,7 +91,7 @@ def compute(arguments):
                         accuracy=round(right, 4),
                         seconds=round(seconds, 1),
                     )
-                    table.append(arguments.out, row)
+                    row_file.append(arguments.out, row)
                     print(*row.values(), flush=True)
 
 
@@ -107,9 +107,9 @@ def main(arguments=None):
     parser.add_argument("--choose", action="store_true")
     arguments = parser.parse_args(arguments)
     compute(arguments)
-    rows = table.read(arguments.out)
+    rows = row_file.read(arguments.out)
     show = table.show_choice if arguments.choose else table.show
-    show(rows, np)
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """One fit and its row; the file of all rows, to which each is appended."""
 
 import contextlib
-import csv
 import signal
 import threading
 import time
 import warnings
 
 import numpy as np
+import row_file
 from posterior.left_out import LeftOut
 
 FIELDS = ("set", "split", "method", "task", "error", "nll", "seconds", "note")
@@ -101,10 +101,7 @@ def run(method, split, seed, limit=None):
 
 def read(path):
     """All rows of a file, none if there is no file."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = row_file.read(path)
     for row in rows:
         row["split"] = int(row["split"])
         for key in ("error", "nll", "seconds"):
@@ -114,9 +111,4 @@ def read(path):
 
 def append(path, row):
     """Adds a row to a file. The first brings the names of the columns."""
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    row_file.append(path, {name: row[name] for name in FIELDS})

@@ -1,27 +1,11 @@
-"""Rows of the measurement in a file, and tables of them."""
+"""Tables of the measurement of source weights."""
 
-import csv
+import numpy as np
 
 KEYS = ("method", "number", "draw")
 
 
-def read(path):
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path, row):
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def show(rows, np):
+def show(rows):
     """Mean accuracy, its standard error, and seconds, as Markdown."""
     numbers = sorted({int(row["number"]) for row in rows})
     print("| | " + " | ".join(f"{n} clean" for n in numbers) + " | seconds |")
@@ -45,7 +29,7 @@ def show(rows, np):
         print(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {time} |")
 
 
-def show_choice(rows, np):
+def show_choice(rows):
     """The best strength and weight of a clean text of each method."""
     groups = {}
     for row in rows:

@@ -45,7 +45,7 @@ def test_rows_are_added_once_and_shown(load, tmp_path, capsys, monkeypatch):
         experiment.main(arguments)
         printed = capsys.readouterr().out
         assert "cifar10n: left out, it needs --data" in printed
-        rows = experiment.read(out)
+        rows = experiment.row_file.read(out)
         assert [row["method"] for row in rows] == ["rate", "logistic"]
         for row in rows:
             assert 0.4 < float(row["accuracy"]) <= 1

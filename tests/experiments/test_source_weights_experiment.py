@@ -55,7 +55,7 @@ def test_learned_weights_tell_good_sources_from_bad_ones(
 ):
     experiment.main([*files, "--methods", "learned_bounded,uniform,oracle"])
     printed = capsys.readouterr().out
-    rows = experiment.table.read(pathlib.Path(files[5]))
+    rows = experiment.row_file.read(pathlib.Path(files[5]))
     right = {
         (row["method"], row["number"]): float(row["accuracy"]) for row in rows
     }
@@ -67,7 +67,7 @@ def test_learned_weights_tell_good_sources_from_bad_ones(
     assert "| learned bounded |" in printed
     # What is there is not computed again.
     experiment.main([*files, "--methods", "learned_bounded,uniform,oracle"])
-    assert len(experiment.table.read(pathlib.Path(files[5]))) == len(rows)
+    assert len(experiment.row_file.read(pathlib.Path(files[5]))) == len(rows)
 
 
 def test_a_choice_sees_neither_validation_nor_test_part(experiment, files):
