@@ -7,6 +7,7 @@ config holds what was learned, since Keras saves a loss by its config.
 """
 
 import abc
+import math
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -116,6 +117,8 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
     def targets(self, y_true, y_pred) -> tf.Tensor:
         """Targets as one-hot vectors, `(n, num_classes)`.
 
+        Those of an integer that is no class are NaN, and so is the loss.
+
         Args:
             y_true: Integer classes, `(n,)` or `(n, 1)`, or one-hot vectors.
             y_pred: Tensor `(n, num_classes)`.
@@ -137,9 +140,11 @@ class LearnableLoss(Hyperparameter, keras.losses.Loss):
             return tf.cast(y_true, y_pred.dtype)
         if len(y_true.shape) == len(y_pred.shape):
             y_true = tf.squeeze(y_true, -1)
-        return tf.one_hot(
-            tf.cast(y_true, tf.int32), num_classes, dtype=y_pred.dtype
-        )
+        y_true = tf.cast(y_true, tf.int32)
+        one_hot = tf.one_hot(y_true, num_classes, dtype=y_pred.dtype)
+        # Of a label that is no class they would be zeros, as would the loss.
+        is_class = (y_true >= 0) & (y_true < num_classes)
+        return tf.where(is_class[..., None], one_hot, math.nan)
 
     def get_config(self) -> dict:
         learned = np.asarray(self.variable.value, "float64").tolist()

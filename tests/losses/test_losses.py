@@ -122,6 +122,17 @@ def test_class_weights_are_those_of_keras(float64, rng):
 
 
 @each_loss
+@pytest.mark.parametrize("label", [-1, 3])
+def test_label_that_is_no_class_is_not_passed_over(kind, label, rng, run):
+    _, y_pred = random_predictions(rng)
+    labels = np.array([0, 1, 2, label, 0, 1])
+    loss = make_loss(kind, reduction="none")
+    values = run(lambda: loss(labels, y_pred)).numpy()
+    assert np.isnan(values[3])
+    assert np.isfinite(np.delete(values, 3)).all()
+
+
+@each_loss
 def test_any_form_of_targets_and_predictions_gives_the_same(kind, rng):
     one_hot, y = random_predictions(rng)
     classes = one_hot.argmax(axis=1)
