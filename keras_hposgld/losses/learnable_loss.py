@@ -7,8 +7,8 @@ config holds what was learned, since Keras saves a loss by its config.
 """
 
 import abc
-import math
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 
