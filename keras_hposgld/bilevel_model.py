@@ -266,8 +266,8 @@ class BilevelModel(BilevelLearner):
             outer_data=outer_data,
         )
         folds = self.folds_of_fit(outer_data, outer_split, outer_folds)
-        everything = None
-        if bool(folds) if refit is None else refit:
+        everything, is_refit = None, bool(folds) if refit is None else refit
+        if is_refit:
             check_optimizer(self)
             everything = self.everything_of((x, y, sample_weight), **levels)
         data = self.data_of_fit(

@@ -6,6 +6,7 @@ import numpy as np
 import keras_hposgld as hs
 from keras_hposgld.core.loop import batch_at
 from keras_hposgld.data.arrays import ArrayData
+from keras_hposgld.training.keras_problem import tensors
 
 
 def has_version(module, major, minor):
@@ -83,3 +84,25 @@ def train_plainly(model, data, batch_size, num_steps, num_chains):
     # What `fit` does at its end: only a moving average changes anything.
     model.optimizer.finalize_variable_values(model.trainable_variables)
     return model
+
+
+def keras_hypergradient(problem, inner, outer, **arguments):
+    """What the fixture `run` calls for the hypergradient of a `KerasProblem`.
+
+    Args:
+        problem: `KerasProblem` without a state of layers.
+        inner: The inner batch of each step.
+        outer: The outer batch of each step.
+        **arguments: As in `hypergradient`.
+    """
+    plain = hs.BilevelProblem(
+        lambda h, p, b: problem.inner(h, p, inner, ([], []))[0],
+        lambda h, p, b: problem.outer(h, p, outer, ([], [])),
+    )
+
+    def estimate(hyperparameters, weights):
+        return hs.hypergradient(
+            plain, hyperparameters, weights, **arguments
+        ).hypergradient
+
+    return estimate, tensors(problem.hyperparameters), tensors(problem.weights)

@@ -102,41 +102,20 @@ def generalized(task, q=0.7):
     return loss
 
 
-def matrix_outer(task, seed):
-    model, loss = network(task), noise_model(task, "matrix")
-    model.compile(keras.optimizers.Adam(1e-3), loss)
-    callback = hs.callbacks.LearnHyperparameters(
-        task.outer,
-        chain="apart",
-        every=20,
-        hyper_optimizer=keras.optimizers.Adam(0.1),
-        batch_size=64,
-        outer_loss=PLAIN,
-        seed=seed,
-    )
-    model.fit(
-        *task.train[:2],
-        batch_size=64,
-        epochs=task.epochs,
-        callbacks=[callback],
-        verbose=0,
-    )
-    predict = predictor(model)
-    return predict, found_by(loss, predict(task.train[0]))
+def by_outer(noise, learned):
+    """Adam, with what the callback learns on the outer examples.
 
+    Args:
+        noise: As in `noise_model`, or `None` for none.
+        learned: Function to arguments of the callback, new ones for each run.
+    """
 
-def decay_outer(noise):
     def run(task, seed):
         model = network(task)
-        decay = hs.regularizers.LearnableWeightDecay(0.1)
         loss = noise_model(task, noise) if noise else PLAIN
         model.compile(keras.optimizers.Adam(1e-3), loss)
         callback = hs.callbacks.LearnHyperparameters(
-            task.outer,
-            batch_size=64,
-            regularizer=decay,
-            outer_loss=PLAIN,
-            seed=seed,
+            task.outer, batch_size=64, outer_loss=PLAIN, seed=seed, **learned()
         )
         model.fit(
             *task.train[:2],
@@ -151,6 +130,15 @@ def decay_outer(noise):
         return predict, found_by(loss, predict(task.train[0]))
 
     return run
+
+
+def matrix_apart():
+    rate = keras.optimizers.Adam(0.1)
+    return dict(chain="apart", every=20, hyper_optimizer=rate)
+
+
+def decay():
+    return dict(regularizer=hs.regularizers.LearnableWeightDecay(0.1))
 
 
 def cleanlab(task, seed):
@@ -195,9 +183,9 @@ METHODS = {
 OUTER = {
     "right": adam(lambda task: PLAIN, lambda task: task.outer),
     "both": adam(lambda task: PLAIN, joined),
-    "matrix_outer": matrix_outer,
-    "decay_outer": decay_outer(None),
-    "matrix_decay": decay_outer("matrix"),
+    "matrix_outer": by_outer("matrix", matrix_apart),
+    "decay_outer": by_outer(None, decay),
+    "matrix_decay": by_outer("matrix", decay),
     "logistic_right": logistic(lambda task: task.outer),
     "logistic_both": logistic(joined),
 }

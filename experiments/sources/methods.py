@@ -4,6 +4,7 @@ Each method is a function of the texts, the positions of the clean ones and a
 seed. It returns the weights of the votes (`None`: no votes) and its seconds.
 """
 
+import functools
 import time
 
 import numpy as np
@@ -19,6 +20,7 @@ NUM_MIXTURES = 48  # ten times the time of learning
 def timed(method):
     """A method of weights of sources, as one of votes that takes its time."""
 
+    @functools.wraps(method)
     def run(texts, clean, seed):
         start = time.perf_counter()
         weights = method(texts, clean, seed)
@@ -133,17 +135,9 @@ def learned_bounded(texts, clean, seed):
 
 
 METHODS = {
-    method: globals()[method]
+    method.__name__: method
     for method in (
-        "uniform",
-        "majority",
-        "clean_alone",
-        "hits",
-        "alignment",
-        "regression",
-        "learned_softmax",
-        "learned_bounded",
-        "without_the_widest",
-        "oracle",
+        *(uniform, majority, clean_alone, hits, alignment, regression),
+        *(learned_softmax, learned_bounded, without_the_widest, oracle),
     )
 }

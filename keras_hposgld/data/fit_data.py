@@ -105,6 +105,7 @@ class FitData:
             examples, outer_data = _split(
                 *(examples, outer_data, outer_split, outer_folds, seed)
             )
+        has_votes = False
         examples = with_keys(examples, example_weights, sources, class_weight)
         inner = level_data(
             "x",
@@ -116,6 +117,7 @@ class FitData:
         )
         if example_weights is not None:
             example_weights.check_batch(inner.spec, sources)
+            has_votes = example_weights.has_votes(sources)
         if not needs_outer:
             return cls([inner], validation_data)
         outer = level_data(
@@ -128,8 +130,7 @@ class FitData:
             **arguments,
         )
         if not outer_folds:
-            levels, has_votes = [inner, outer], isinstance(sources, str)
-            return cls(levels, validation_data, has_votes=has_votes)
+            return cls([inner, outer], validation_data, has_votes=has_votes)
         fold_of = fold_numbers(examples, outer_folds, "outer_folds", seed)
         return cls(folded(inner, outer, fold_of), validation_data, outer_folds)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_hposgld.data.arrays import as_arrays
+from keras_hposgld.data.kinds import yields_batches
 from keras_hposgld.diagnostics.label_channel import fit_label_channel
 from keras_hposgld.training.likelihood import loss_of
 
@@ -168,7 +168,7 @@ def _check_weights(learner: Any, x: Any) -> None:
             f"learner whose weights are all {values.flat[0]:.3g}. Call "
             "`learner.fit(..., outer_data=...)` before."
         )
-    if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+    if yields_batches(x):
         raise ValueError(
             "`x` must be arrays, in the order of the labels. Received: "
             f"x of type {type(x).__name__}. Pass its inputs and labels."

@@ -19,9 +19,14 @@ class BatchWeights(Hyperparameter):
 
     Attributes:
         keys: String: what the keys of examples are, for messages.
+        key_hint: String: how batches come to have them, for messages.
     """
 
     keys = "indices"
+    key_hint = (
+        "Add the position of each example, for instance with "
+        "`tf.data.Dataset.enumerate`."
+    )
 
     @abc.abstractmethod
     def keys_of(self, y: Any, length: int, sources: Any) -> Any:
@@ -65,6 +70,17 @@ class BatchWeights(Hyperparameter):
             Inputs, targets and weights `(number,)`.
         """
 
+    def has_votes(self, sources: Any) -> bool:
+        """Whether the targets of training data are votes on them.
+
+        By default they are what the outer data have, too.
+
+        Args:
+            sources: As in `keys_of`.
+        """
+        del sources
+        return False
+
     def check_batch(self, spec: Any, sources: Any = None) -> None:
         """Checks that a batch says which examples it holds.
 
@@ -84,11 +100,6 @@ class BatchWeights(Hyperparameter):
             f"targets, {self.keys}), the {self.keys} integers. Received: "
             f"batches like {spec}. {self.key_hint}"
         )
-
-    key_hint = (
-        "Add the position of each example, for instance with "
-        "`tf.data.Dataset.enumerate`."
-    )
 
 
 def for_predictions(weights: Any, predictions: Any) -> Any:

@@ -157,8 +157,11 @@ class SourceWeights(BatchWeights, keras.layers.Layer):
                 "each vote, by `keras_hposgld.data.expand_votes`."
             )
 
+    def has_votes(self, sources):
+        return isinstance(sources, str) and sources == VOTES
+
     def keys_of(self, y, length, sources):
-        if isinstance(sources, str) and sources == VOTES:
+        if self.has_votes(sources):
             votes.check_votes(y, self.num_sources)
             return None
         rule = (
@@ -183,7 +186,7 @@ class SourceWeights(BatchWeights, keras.layers.Layer):
         return numbers
 
     def check_batch(self, spec, sources=None):
-        if isinstance(sources, str) and sources == VOTES and len(spec) < 3:
+        if self.has_votes(sources) and len(spec) < 3:
             votes.check_votes(spec[1], self.num_sources)
         else:
             super().check_batch(spec)

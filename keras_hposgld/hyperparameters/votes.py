@@ -69,10 +69,11 @@ def check_votes(y: Any, num_sources: int) -> None:
             "-1 where a source abstains, or floats, NaN where it does. "
             f"Received: targets of {what} and {num_sources} sources."
         )
-    if received[1] == "f" and not isinstance(y, tf.TensorSpec):
-        _check_has_votes(~np.isnan(np.asarray(y)))
-    elif not isinstance(y, tf.TensorSpec):
-        _check_has_votes(np.asarray(y) >= 0)
+    if not isinstance(y, tf.TensorSpec) and not np.any(votes_in(y).is_given):
+        raise ValueError(
+            '`sources="votes"` needs a vote. Received: targets in which every '
+            "source abstains on every example."
+        )
 
 
 def _shape_and_dtype(y: Any) -> tuple | None:
@@ -81,14 +82,6 @@ def _shape_and_dtype(y: Any) -> tuple | None:
         return None
     dtype = tf.as_dtype(getattr(y, "dtype", np.asarray(y).dtype))
     return tuple(y.shape), np.dtype(dtype.as_numpy_dtype).kind
-
-
-def _check_has_votes(given: np.ndarray) -> None:
-    if not given.any():
-        raise ValueError(
-            '`sources="votes"` needs a vote. Received: targets in which every '
-            "source abstains on every example."
-        )
 
 
 def expand_votes(x: Any, votes: Any) -> tuple[Any, np.ndarray, np.ndarray]:

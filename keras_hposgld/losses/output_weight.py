@@ -1,5 +1,6 @@
 """The loss of one output of a model, times a weight: learned, or fixed."""
 
+import abc
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ from keras_hposgld.hyperparameters.unconstrained import unconstrained_variable
 from keras_hposgld.losses.keras_loss import keras_loss
 
 
-class WeightedLoss(keras.losses.Loss):
+class WeightedLoss(keras.losses.Loss, abc.ABC):
     """A loss times a weight.
 
     Sample weights, masks and the reduction are those of the loss.
@@ -33,9 +34,9 @@ class WeightedLoss(keras.losses.Loss):
         value = self.loss(y_true, y_pred, sample_weight)
         return value * tf.cast(self.constrained(), value.dtype)
 
+    @abc.abstractmethod
     def constrained(self) -> tf.Tensor:
         """The weight, a scalar tensor."""
-        raise NotImplementedError
 
     def get_config(self) -> dict:
         return {

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import keras_hypergradient
 
 import keras_hposgld as hs
 from keras_hposgld.training import keras_problem
@@ -105,22 +106,14 @@ def test_hypergradient_is_that_of_the_shrunken_mean(float64, run, layer_state):
         tracks_metrics=False,
     )
 
-    def estimate(hyperparameters, weights):
-        return hs.hypergradient(
-            hs.BilevelProblem(
-                lambda h, p, b: problem.inner(h, p, ones(1.0), ([], []))[0],
-                lambda h, p, b: problem.outer(h, p, ones(c), ([], [])),
-            ),
-            hyperparameters,
-            weights,
+    (found,) = run(
+        *keras_hypergradient(
+            problem,
+            ones(1.0),
+            ones(c),
             estimator=hs.estimators.AdjointSGLD(15, 1),
             sampler=sampler,
-        ).hypergradient
-
-    (found,) = run(
-        estimate,
-        keras_problem.tensors(problem.hyperparameters),
-        keras_problem.tensors(problem.weights),
+        )
     )
     s = float(penalty.value())
     by_strength = -2 * (1 / (1 + s) - c) / (1 + s) ** 2

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import keras_hypergradient
 
 import keras_hposgld as hs
 from keras_hposgld.training import keras_problem
@@ -184,22 +185,14 @@ def test_hypergradient_is_that_of_the_weighted_mean(float64, run):
         tracks_metrics=False,
     )
 
-    def estimate(hyperparameters, weights):
-        return hs.hypergradient(
-            hs.BilevelProblem(
-                lambda h, p, b: problem.inner(h, p, inner, ([], []))[0],
-                lambda h, p, b: problem.outer(h, p, outer, ([], [])),
-            ),
-            hyperparameters,
-            weights,
+    (found,) = run(
+        *keras_hypergradient(
+            problem,
+            inner,
+            outer,
             estimator=hs.estimators.AdjointSGLD(15, 1),
             sampler=sampler,
-        ).hypergradient
-
-    (found,) = run(
-        estimate,
-        keras_problem.tensors(problem.hyperparameters),
-        keras_problem.tensors(problem.weights),
+        )
     )
     np.testing.assert_allclose(found, case.hypergradient(), rtol=1e-10)
 
